@@ -1,0 +1,66 @@
+"""Backbone: an encoder from images to features and a decoder from latents to images.
+
+    images (B, 3, H, W) --encode--> features (B, encoder_channels, h, w)
+    latents (B, latent_channels, h, w) --decode--> images (B, 3, H, W),     h = H / downsampling
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gq_lightning.construction import Recorded
+from gq_lightning.errors import UserError
+
+
+class Backbone(Recorded, nn.Module, ABC):
+    """The contract that every backbone keeps. Attributes, set by the subclass:
+
+    Attributes:
+        encoder: images to features; its own module, so that `backbone.encoder.requires_grad_(False)` freezes it.
+        decoder: latents to images.
+        encoder_channels: channels of the features, as the quantizer wants them.
+        latent_channels: channels of the latents, as the quantizer gives them.
+        downsampling: pixels per position along one axis.
+        window: the one image size (pixels) that `encode` and `decode` accept, or None where any multiple of `downsampling` will do.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    encoder_channels: int
+    latent_channels: int
+    downsampling: int
+    window: int | None
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to features (B, encoder_channels, H / downsampling, W / downsampling)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, latent_channels, h, w) to images (B, 3, h * downsampling, w * downsampling), not clamped."""
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's last layer, where the adaptive adversarial weight is measured."""
+
+
+def apply_block(block: nn.Module, inputs: Tensor, checkpointing: bool) -> Tensor:
+    """`block(inputs)`; with `checkpointing` its activations are computed again in the backward pass instead of being kept."""
+    if checkpointing and torch.is_grad_enabled():
+        # the blocks draw no random numbers, so there is no generator state to save
+        return checkpoint(block, inputs, use_reentrant=False, preserve_rng_state=False)
+    return block(inputs)
+
+
+def check_multiple(height: int, width: int, downsampling: int) -> None:
+    """Raises UserError, with the nearest sizes that fit, unless both sides are positive multiples of `downsampling`."""
+    for name, side in (("height", height), ("width", width)):
+        if side < downsampling or side % downsampling:
+            lower = max(side // downsampling, 1) * downsampling
+            raise UserError(
+                f"image {name} {side} is not a multiple of {downsampling}, the backbone's downsampling: "
+                f"use {lower} or {lower + downsampling}, or let `encode` pad the picture (--fit pad)"
+            )

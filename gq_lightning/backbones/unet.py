@@ -1,0 +1,202 @@
+"""UNet: the convolutional autoencoder of latent diffusion, https://arxiv.org/abs/2112.10752 (Rombach et al. 2022, section 3.1).
+
+    image -> conv -> [blocks, downsample] per level -> middle -> norm, swish, conv -> features
+    latents -> conv -> middle -> [blocks, upsample] per level -> norm, swish, conv -> image
+
+As the Gaussian Quant paper uses it (https://arxiv.org/abs/2512.06609): attention follows every block of one level, and the
+middle has none. There are no skip connections: the features are all that the decoder sees.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gq_lightning.backbones.base import Backbone, apply_block, check_multiple
+from gq_lightning.errors import UserError
+
+GROUPS = 32
+
+
+def normalization(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over the positions of a map, added to it. (B, C, h, w) to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = normalization(channels)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.output = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        # (B, C, h, w) -> (B, 1 head, h * w, C)
+        query, key, value = (layer(normed).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(query, key, value)  # scale 1 / sqrt(C)
+        return x + self.output(attended.squeeze(1).transpose(1, 2).reshape(x.shape))
+
+
+class ResidualBlock(nn.Module):
+    """Norm, swish and convolution, twice, around a shortcut; then attention if the level has it. (B, in, h, w) to (B, out, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int, attention: bool) -> None:
+        super().__init__()
+        self.norm1 = normalization(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = normalization(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut: nn.Module = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.attention: nn.Module = Attention(out_channels) if attention else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        return self.attention(self.shortcut(x) + hidden)
+
+
+class Downsample(nn.Module):
+    """(B, C, h, w) to (B, C, h / 2, w / 2): one row of zeros below, one column to the right, then a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """(B, C, h, w) to (B, C, 2 h, 2 w): every position four times, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, then `resample` to the next."""
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, resample: nn.Module, checkpointing: bool) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * blocks
+        self.blocks = nn.ModuleList(ResidualBlock(before, after, attention) for before, after in pairwise(widths))
+        self.resample = resample
+        self.checkpointing = checkpointing
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = apply_block(block, x, self.checkpointing)
+        return self.resample(x)
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) to features (B, features, H / 2**(levels - 1), W / 2**(levels - 1)). `widths` go from fine to coarse."""
+
+    def __init__(self, features: int, channels: int, widths: list[int], attention: list[bool], blocks: int, checkpointing: bool) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.levels = nn.ModuleList()
+        for index, (before, after) in enumerate(pairwise([channels, *widths])):
+            coarsest = index == len(widths) - 1
+            resample = nn.Identity() if coarsest else Downsample(after)
+            self.levels.append(Level(before, after, blocks, attention[index], resample, checkpointing))
+        self.middle = Level(widths[-1], widths[-1], 2, False, nn.Identity(), checkpointing)
+        self.norm_out = normalization(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], features, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv_in(images)
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, latents, h, w) to images. `widths` go from coarse to fine, as do `levels`; each has one block more than the encoder's."""
+
+    def __init__(self, latents: int, widths: list[int], attention: list[bool], blocks: int, checkpointing: bool) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(latents, widths[0], 3, padding=1)
+        self.middle = Level(widths[0], widths[0], 2, False, nn.Identity(), checkpointing)
+        self.levels = nn.ModuleList()
+        for index, (before, after) in enumerate(pairwise([widths[0], *widths])):
+            finest = index == len(widths) - 1
+            resample = nn.Identity() if finest else Upsample(after)
+            self.levels.append(Level(before, after, blocks + 1, attention[index], resample, checkpointing))
+        self.norm_out = normalization(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.middle(self.conv_in(latents))
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class UNet(Backbone):
+    """The autoencoder of latent diffusion; at its defaults, the paper's (section 5), with 86.97 M parameters.
+
+    It is convolutional: images of any size, square or not, whose sides are multiples of `downsampling` = 2**(levels - 1).
+
+    Args:
+        encoder_channels: channels of the features, from the quantizer.
+        latent_channels: channels of the latents, from the quantizer.
+        image_size: the size in pixels at which `attention_resolutions` are counted.
+        channels: width of the finest level before its multiplier.
+        multipliers: width of each level in units of `channels`, from fine to coarse.
+        blocks: residual blocks of each level of the encoder; the decoder has one more.
+        attention_resolutions: levels that, on an image of `image_size`, have one of these resolutions get attention (on images of
+            any size); a resolution that no level has is ignored.
+        checkpointing: compute activations again in the backward pass: less memory, about a third more time.
+
+    Raises:
+        UserError: a width is not a multiple of 32, there is no level or no block, or a size is not a multiple of `downsampling`.
+    """
+
+    window = None
+
+    def __init__(
+        self,
+        encoder_channels: int,
+        latent_channels: int,
+        image_size: int = 256,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 4, 4),
+        blocks: int = 2,
+        attention_resolutions: Sequence[int] = (32,),
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = [channels * multiplier for multiplier in multipliers]
+        if not widths or blocks < 1:
+            raise UserError(f"UNet: multipliers {list(multipliers)} and blocks {blocks}: give at least one of each")
+        if any(width < GROUPS or width % GROUPS for width in (channels, *widths)):
+            raise UserError(f"UNet: channels {channels} gives levels of width {widths}: make them multiples of {GROUPS}")
+        self.encoder_channels = encoder_channels
+        self.latent_channels = latent_channels
+        self.downsampling = 2 ** (len(widths) - 1)
+        check_multiple(image_size, image_size, self.downsampling)
+        attention = [image_size // 2**index in attention_resolutions for index in range(len(widths))]
+        self.encoder: Encoder = Encoder(encoder_channels, channels, widths, attention, blocks, checkpointing)
+        self.decoder: Decoder = Decoder(latent_channels, widths[::-1], attention[::-1], blocks, checkpointing)
+
+    def encode(self, images: Tensor) -> Tensor:
+        check_multiple(images.shape[-2], images.shape[-1], self.downsampling)
+        return self.encoder(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.decoder(latents)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.decoder.conv_out.weight)

@@ -1,0 +1,165 @@
+"""VisionTransformer: the transformer autoencoder of BSQ-ViT, https://arxiv.org/abs/2406.07548 (Zhao et al. 2024).
+
+    image -> patches -> linear -> transformer -> linear -> features (a map: no other file knows of sequences)
+    latents -> linear -> transformer -> linear, tanh, linear -> patches -> image
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from gq_lightning.backbones.base import Backbone, apply_block, check_multiple
+from gq_lightning.errors import UserError
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Images (B, 3, H, W) to patches (B, h * w, 3 * patch_size**2), each flattened in the order channel, row, column."""
+    return to_sequence(F.pixel_unshuffle(images, patch_size))
+
+
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
+    """The inverse of `patchify`, for square images."""
+    return F.pixel_shuffle(to_map(patches), patch_size)
+
+
+def to_sequence(grid: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, h * w, C)."""
+    return grid.flatten(2).transpose(1, 2)
+
+
+def to_map(sequence: Tensor) -> Tensor:
+    """(B, h * h, C) to (B, C, h, h)."""
+    side = round(sequence.shape[1] ** 0.5)
+    return sequence.transpose(1, 2).unflatten(2, (side, side))
+
+
+class Transformer(nn.Module):
+    """Learned position embedding, LayerNorm, pre-norm blocks, LayerNorm. (B, positions, width) to the same shape."""
+
+    def __init__(self, positions: int, width: int, layers: int, heads: int, mlp_ratio: float, checkpointing: bool) -> None:
+        super().__init__()
+        self.position_embedding = nn.Parameter(width**-0.5 * torch.randn(positions, width))
+        self.norm_in = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(layers))
+        self.norm_out = nn.LayerNorm(width)
+        self.checkpointing = checkpointing
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        x = self.norm_in(sequence + self.position_embedding)
+        for block in self.blocks:
+            x = apply_block(block, x, self.checkpointing)
+        return self.norm_out(x)
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, H) to features (B, features, h, h)."""
+
+    def __init__(self, features: int, patch_size: int, width: int, transformer: Transformer) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.linear_in = nn.Linear(3 * patch_size**2, width, bias=False)
+        self.transformer = transformer
+        self.linear_out = nn.Linear(width, features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return to_map(self.linear_out(self.transformer(self.linear_in(patchify(images, self.patch_size)))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, latents, h, h) to images (B, 3, H, H)."""
+
+    def __init__(self, latents: int, patch_size: int, width: int, head_width: int, transformer: Transformer) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.linear_in = nn.Linear(latents, width)
+        self.transformer = transformer
+        self.head = nn.Linear(width, head_width)
+        self.linear_out = nn.Linear(head_width, 3 * patch_size**2)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.transformer(self.linear_in(to_sequence(latents)))
+        return unpatchify(self.linear_out(torch.tanh(self.head(x))), self.patch_size)
+
+
+class VisionTransformer(Backbone):
+    """Transformers over patches; at its defaults, the Gaussian Quant paper's (section 5), with 174.83 M parameters.
+
+    The position embedding is learned for one image size, `window`: larger pictures are handled in windows by the tokenizer.
+
+    Args:
+        encoder_channels: channels of the features, from the quantizer.
+        latent_channels: channels of the latents, from the quantizer.
+        image_size: side of the images in pixels, a multiple of `patch_size`.
+        patch_size: side of a patch in pixels, the downsampling.
+        width: dimensions of the transformers.
+        layers: blocks of the encoder, and of the decoder.
+        heads: attention heads; they divide `width`.
+        mlp_ratio: hidden width of the blocks' MLP in units of `width`.
+        head_width: hidden width of the tanh layer that ends the decoder.
+        checkpointing: compute activations again in the backward pass: less memory, about a third more time.
+
+    Raises:
+        UserError: `heads` does not divide `width`, `image_size` is not a multiple of `patch_size`, or, later, an image or a map of
+            latents is not of the window's size.
+    """
+
+    def __init__(
+        self,
+        encoder_channels: int,
+        latent_channels: int,
+        image_size: int = 256,
+        patch_size: int = 8,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        head_width: int = 3072,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise UserError(f"VisionTransformer: width {width} is not a multiple of heads {heads}: change either so that it is")
+        check_multiple(image_size, image_size, patch_size)
+        self.encoder_channels = encoder_channels
+        self.latent_channels = latent_channels
+        self.downsampling = patch_size
+        self.window = image_size
+        self.grid = image_size // patch_size
+        geometry = (self.grid**2, width, layers, heads, mlp_ratio, checkpointing)
+        self.encoder: Encoder = Encoder(encoder_channels, patch_size, width, Transformer(*geometry))
+        self.decoder: Decoder = Decoder(latent_channels, patch_size, width, head_width, Transformer(*geometry))
+        self._initialize(layers)
+
+    def _initialize(self, layers: int) -> None:
+        # Variance is kept through every linear layer, at any width. As in CLIP, what the 2 * layers branches add to the residual
+        # stream has together the variance of one, whatever the depth.
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                into_stream = name.endswith(("attn.proj", "mlp.fc2"))
+                std = (module.in_features * (2 * layers if into_stream else 1)) ** -0.5
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def encode(self, images: Tensor) -> Tensor:
+        self._check_size("image", images, self.grid * self.downsampling)
+        return self.encoder(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self._check_size("map of latents", latents, self.grid)
+        return self.decoder(latents)
+
+    def _check_size(self, what: str, grid: Tensor, side: int) -> None:
+        height, width = grid.shape[-2:]
+        if (height, width) != (side, side):
+            raise UserError(
+                f"VisionTransformer: {what} of {height}x{width} given where {side}x{side} is expected: "
+                f"resize it, set image_size, or go through the tokenizer, which cuts pictures into windows"
+            )
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.decoder.linear_out.weight)

@@ -1,0 +1,9 @@
+"""Lightning callbacks: the TDC update, the Gaussian Quant post-training hook, pictures and diagnostics."""
+
+from gq_lightning.callbacks.diagnostics import Diagnostics
+from gq_lightning.callbacks.gaussian_quant import GaussianQuant
+from gq_lightning.callbacks.reconstructions import Reconstructions
+from gq_lightning.callbacks.tdc import TDC
+from gq_lightning.callbacks.tokens import TokenWriter
+
+__all__ = ["TDC", "Diagnostics", "GaussianQuant", "Reconstructions", "TokenWriter"]

@@ -1,0 +1,45 @@
+"""TDC callback: after each step, the statistics of the global batch move the multipliers (https://arxiv.org/abs/2512.06609).
+
+Without it the multipliers stay 1, and the same model is a plain Gaussian VAE.
+"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from gq_lightning.errors import UserError
+from gq_lightning.quantizers.tdc import TargetDivergence
+from gq_lightning.tokenizer import ImageTokenizer
+
+
+class TDC(Callback):
+    """Reduces min, mean and max of the bits per token over batches of an accumulation and over ranks, and calls `update`.
+
+    Everything stays on the device: the host never waits for a value. One collective of four numbers per step, gathered and
+    reduced in the same order everywhere, keeps the multipliers of all ranks equal to the bit.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[Tensor] = []
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, ImageTokenizer)
+        if not isinstance(getattr(pl_module.quantizer, "tdc", None), TargetDivergence):
+            raise UserError(f"trainer.callbacks: TDC needs a Gaussian quantizer, not {type(pl_module.quantizer).__name__}: remove one of them")
+        self._pending, self._step = [], trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        bits = outputs["diagnostics"]["bits"]
+        self._pending.append(torch.stack([bits.amin(), bits.amax(), bits.sum(), torch.full_like(bits.sum(), bits.numel())]))
+        if trainer.global_step == self._step:
+            return  # gradients are still being accumulated: the global batch is not complete
+        self._step = trainer.global_step
+        local, self._pending = torch.stack(self._pending), []
+        statistics = torch.stack([local[:, 0].amin(), local[:, 1].amax(), local[:, 2].sum(), local[:, 3].sum()])
+        ranks = pl_module.all_gather(statistics).view(-1, 4)
+        tdc: TargetDivergence = pl_module.quantizer.tdc
+        tdc.update(ranks[:, 0].amin(), ranks[:, 2].sum() / ranks[:, 3].sum(), ranks[:, 1].amax())
+        pl_module.log_dict({f"tdc/{name}": multiplier for name, multiplier in tdc.named_buffers()})

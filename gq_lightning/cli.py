@@ -1,0 +1,141 @@
+"""The command line: LightningCLI (fit, validate, test, predict) and the tools of `commands`.
+
+What every run has stands here: the links by which a width or an image size is typed once, the callbacks common to all, and the run's
+folder runs/NAME with config.yaml, checkpoints, TensorBoard events, metrics.json, reconstructions.png and tokenizer/.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from gq_lightning import commands
+from gq_lightning.callbacks import Diagnostics, Reconstructions, TokenWriter
+from gq_lightning.data import ImageDataModule
+from gq_lightning.errors import UserError
+from gq_lightning.tokenizer import ImageTokenizer
+
+HELP = """\
+usage: python -m gq_lightning COMMAND …       (every COMMAND has --help)
+
+train and measure, configured by YAML files and --key value:
+  fit           train, convert to a tokenizer by Gaussian Quant, measure
+  validate      metrics of a checkpoint on the data's evaluation set
+  test          the same, with rFID
+  predict       tokens of the evaluation set, as files
+
+tools:
+  weights       fetch and verify the LPIPS and Inception weights
+  convert       RUN_OR_CKPT: Gaussian Quant by hand, to a tokenizer's folder
+  encode        pictures to token files
+  decode        token files to PNG
+  evaluate      metrics of a tokenizer on a folder of images
+"""
+
+
+class CommandLine(LightningCLI):
+    """`fit`, `validate`, `test` and `predict` of an ImageTokenizer on an ImageDataModule."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            ImageTokenizer,
+            ImageDataModule,
+            save_config_callback=SaveConfigCallback,
+            # the run's folder is ours to guard, see _claim_folder
+            save_config_kwargs={"overwrite": True},
+            trainer_class=Trainer,
+            subclass_mode_data=True,
+            args=args,
+            parser_kwargs={"description": "Images to discrete tokens by Gaussian Quant."},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", default="default", help="name of the run; its folder is RUNS/NAME")
+        parser.add_argument("--runs", default="runs", help="folder of all runs")
+        parser.add_argument("--overwrite", type=bool, default=False, help="let fit write over a run of the same name")
+        parser.add_argument("--ema_decay", type=float | None, default=None, help="decay of an average of the weights, for evaluation and export")
+        parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process; null leaves it to torch")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/psnr",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        for width in ("encoder_channels", "latent_channels"):
+            parser.link_arguments(
+                "model.quantizer",
+                f"model.backbone.init_args.{width}",
+                compute_fn=lambda quantizer, width=width: getattr(quantizer, width),
+                apply_on="instantiate",
+            )
+        parser.link_arguments("data.init_args.image_size", "model.backbone.init_args.image_size")
+        parser.link_arguments(("runs", "name"), "trainer.default_root_dir", compute_fn=lambda runs, name: str(Path(runs) / name))
+
+    def before_instantiate_classes(self) -> None:
+        if (threads := self._get(self.config, "threads")) is not None:
+            torch.set_num_threads(threads)
+        if self.subcommand == "fit":
+            self._claim_folder(Path(self._get(self.config, "trainer.default_root_dir")))
+
+    @rank_zero_only
+    def _claim_folder(self, run: Path) -> None:
+        """Two runs in one folder would mix their checkpoints and curves."""
+        written = run / "config.yaml"
+        if not written.exists() or self._get(self.config, "ckpt_path") or self._get(self.config, "trainer.fast_dev_run"):
+            return
+        if not self._get(self.config, "overwrite"):
+            raise UserError(f"{run}: a run is there already; --ckpt_path last resumes it, --overwrite true replaces it, --name chooses another")
+        for path in [*run.glob("events.out.tfevents.*"), *run.glob("checkpoints/*.ckpt"), run / "metrics.json", written]:
+            path.unlink(missing_ok=True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        run = Path(self._get(self.config_init, "trainer.default_root_dir"))
+        callbacks = [LearningRateMonitor("step"), Reconstructions(), Diagnostics(), TokenWriter()]
+        if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
+            callbacks.append(RichProgressBar(leave=False))
+        if (decay := self._get(self.config_init, "ema_decay")) is not None:
+            # buffers are the multipliers and the codebook: they are copied, an average of them means nothing
+            callbacks.append(EMAWeightAveraging(decay=decay, use_buffers=False))
+        if self._get(self.config_init, "trainer.logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(run.parent, name=run.name, version="")
+        else:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+        extra = self._get(self.config_init, "trainer.callbacks") or []
+        # the common ones first: the post-training hook of the quantizer's file is to see averaged weights
+        kwargs["callbacks"] = [*callbacks, *extra]
+        return super().instantiate_trainer(**kwargs)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status. Wrong input gives one line on standard error, and 2."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    # a hint about somebody's product at every start, and one about our choice of workers
+    os.environ.setdefault("LITLOGGER_TIP", "0")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+    try:
+        if args[0] in commands.COMMANDS:
+            return commands.run(args)
+        CommandLine(args)
+        return 0
+    except (UserError, MisconfigurationException, FileNotFoundError) as error:
+        # from a worker process the message is a traceback whose last line is ours
+        line = str(error).strip().splitlines()[-1]
+        print(f"error: {line.removeprefix(f'{type(error).__module__}.{type(error).__qualname__}: ')}", file=sys.stderr)
+        return 2

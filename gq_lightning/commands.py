@@ -1,0 +1,175 @@
+"""The tools of the command line: weights, convert, encode, decode, evaluate."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gq_lightning import weights
+from gq_lightning.callbacks.gaussian_quant import convert
+from gq_lightning.codec import Fit, decode_pictures, encode_pictures
+from gq_lightning.data import ImageFolder
+from gq_lightning.errors import UserError
+from gq_lightning.evaluation import evaluate, write_metrics
+from gq_lightning.report import metrics_table
+from gq_lightning.tokenizer import ImageTokenizer
+
+
+def _weights(arguments: argparse.Namespace) -> None:
+    table = Table("weights", "MB", "SHA-256 of the content", "file")
+    for name in weights.WEIGHTS:
+        weights.fetch(name)
+    for name, path, size, sha256 in weights.report():
+        table.add_row(name, f"{size / 1e6:.1f}", sha256[:16] + "…", str(path))
+    Console(soft_wrap=True).print(table)
+
+
+def load_checkpoint(path: Path) -> ImageTokenizer:
+    """The tokenizer of a checkpoint, or of the last checkpoint of a run's folder.
+
+    Raises:
+        UserError: there is none, or it is not one of this package.
+    """
+    if path.is_dir():
+        found = [path / "checkpoints" / "last.ckpt", *sorted((path / "checkpoints").glob("*.ckpt"))]
+        existing = [candidate for candidate in found if candidate.is_file()]
+        if not existing:
+            raise UserError(f"{path}: no checkpoints/*.ckpt in this folder; give a run's folder or a checkpoint")
+        path = existing[0]
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        description, state = checkpoint["tokenizer"], checkpoint["state_dict"]
+    except Exception as error:  # torch raises what pickle, zipfile and its own reader raise
+        raise UserError(f"{path}: not a checkpoint of gq_lightning ({type(error).__name__}: {str(error).splitlines()[0][:120]})") from error
+    state = {name: value for name, value in state.items() if not name.startswith("loss.")}
+    return ImageTokenizer.from_description(description, state, source=str(path))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    tokenizer = load_checkpoint(arguments.checkpoint)
+    convert(tokenizer)
+    tokenizer.save_pretrained(arguments.out)
+    quantizer = tokenizer.quantizer
+    print(f"{arguments.out}: {type(tokenizer.backbone).__name__}, {quantizer.tokens_per_position} tokens of {quantizer.codebook_size} per position")
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    tokenizer = _load(arguments)
+    encode_pictures(
+        tokenizer,
+        arguments.images,
+        arguments.out,
+        fit=arguments.fit,
+        size=arguments.size,
+        deterministic=arguments.deterministic,
+        tile=arguments.tile,
+        skip_broken=arguments.skip_broken,
+    )
+
+
+def _decode(arguments: argparse.Namespace) -> None:
+    decode_pictures(_load(arguments), arguments.tokens, arguments.out, tile=arguments.tile, any_tokenizer=arguments.any_tokenizer)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    tokenizer = _load(arguments)
+    size = arguments.size or tokenizer.window or 256
+    folder = str(arguments.data)
+    options = {"batch_size": arguments.batch_size, "workers": arguments.workers, "skip_broken": arguments.skip_broken}
+    data = ImageFolder(root=folder, validation_root=folder, image_size=size, **options)
+    values, protocol = evaluate(tokenizer, data.test_dataloader(), rfid=not arguments.no_rfid)
+    write_metrics(arguments.out, values, protocol, data.protocol(), tokenizer_fingerprint=tokenizer.fingerprint)
+    console = Console(soft_wrap=True)
+    console.print(metrics_table(values, title=f"{values['images']} images of {arguments.data}"))
+    console.print(str(arguments.out))
+
+
+def _load(arguments: argparse.Namespace) -> ImageTokenizer:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    return ImageTokenizer.from_pretrained(arguments.tokenizer).to(arguments.device)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gq_lightning")
+    tools = parser.add_subparsers(dest="command", required=True)
+
+    def tool(name: str, function: Callable[[argparse.Namespace], None], text: str, **arguments: dict[str, Any]) -> argparse.ArgumentParser:
+        sub = tools.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.set_defaults(function=function)
+        for argument, options in arguments.items():
+            sub.add_argument(argument if options.pop("positional", False) else f"--{argument.replace(chr(95), chr(45))}", **options)
+        return sub
+
+    def shared() -> dict[str, dict[str, Any]]:
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        return {
+            "tokenizer": {"required": True, "metavar": "DIR", "help": "tokenizer's folder, or owner/repository on the hub"},
+            "device": {"default": default, "help": "torch device"},
+            "threads": {"type": int, "help": "CPU threads"},
+        }
+
+    tile = {"type": int, "metavar": "PIXELS", "help": "see large pictures in overlapping tiles of this side, to bound memory"}
+    skip = {"action": "store_true", "help": "name and count pictures that cannot be decoded instead of stopping"}
+    tool("weights", _weights, "Fetch and verify the weights of LPIPS and of rFID's Inception; say where they lie.")
+    tool(
+        "convert",
+        _convert,
+        "Gaussian Quant by hand: freeze the encoder, attach the random codebook, write the tokenizer.",
+        checkpoint={"positional": True, "type": Path, "metavar": "RUN_OR_CKPT", "help": "run's folder or checkpoint"},
+        out={"type": Path, "required": True, "metavar": "DIR", "help": "folder to write"},
+    )
+    tool(
+        "encode",
+        _encode,
+        "Pictures to token files.",
+        **shared(),
+        images={"positional": True, "nargs": "+", "type": Path, "help": "pictures or folders of them"},
+        out={"type": Path, "required": True, "metavar": "DIR", "help": "folder of the token files"},
+        fit={"choices": get_args(Fit), "default": "pad", "help": "pad: keep the size, pad to the grid, cut back on decoding; "
+             "resize: shorter side to --size and centre crop; crop: centre crop to the grid"},
+        size={"type": int, "metavar": "PIXELS", "help": "for --fit resize"},
+        deterministic={"action": "store_true", "help": "tokens independent of batching, to the bit"},
+        tile=dict(tile),
+        skip_broken=dict(skip),
+    )
+    tool(
+        "decode",
+        _decode,
+        "Token files to PNG.",
+        **shared(),
+        tokens={"positional": True, "nargs": "+", "type": Path, "help": "token files or folders of them"},
+        out={"type": Path, "required": True, "metavar": "DIR", "help": "folder of the pictures"},
+        tile=dict(tile),
+        any_tokenizer={"action": "store_true", "help": "accept tokens that another tokenizer made"},
+    )
+    tool(
+        "evaluate",
+        _evaluate,
+        "Metrics of a tokenizer on a folder of images: shorter side to --size, centre crop.",
+        **shared(),
+        data={"type": Path, "required": True, "metavar": "FOLDER", "help": "folder of images, searched recursively"},
+        out={"type": Path, "default": Path("metrics.json"), "metavar": "FILE", "help": "file to write"},
+        size={"type": int, "metavar": "PIXELS", "help": "image size; by default the backbone's own, else 256"},
+        batch_size={"type": int, "default": 16, "help": "images per batch"},
+        workers={"type": int, "default": 2, "help": "loader processes"},
+        no_rfid={"action": "store_true", "help": "leave out rFID"},
+        skip_broken=dict(skip),
+    )
+    return parser
+
+
+COMMANDS = ("weights", "convert", "encode", "decode", "evaluate")
+
+
+def run(args: list[str]) -> int:
+    """Runs a tool; returns the exit status."""
+    arguments = _parser().parse_args(args)
+    arguments.function(arguments)
+    return 0

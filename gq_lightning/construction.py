@@ -1,0 +1,75 @@
+"""Objects that remember the arguments they were built with, so that a tokenizer can be written down and rebuilt.
+
+`describe` gives ``{"class_path": ..., "init_args": {...}}``, the form that LightningCLI's YAML files have, and `build` is
+jsonargparse reading that form back: configs and saved tokenizers share one instantiation system.
+"""
+
+import inspect
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from gq_lightning.errors import UserError
+
+T = TypeVar("T")
+
+
+class Recorded:
+    """Mixin that keeps the constructor's arguments, defaults included, in `init_args`."""
+
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = super().__new__(cls)
+        # bind_partial: copying and unpickling call __new__ without arguments, then restore __dict__
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        bound.apply_defaults()
+        self.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
+        return self
+
+
+@runtime_checkable
+class _HasInitArgs(Protocol):
+    init_args: dict[str, Any]
+
+
+def describe(value: Any) -> Any:
+    """Plain data (JSON's types) from which `build` makes an equal object; recorded objects nest."""
+    if isinstance(value, _HasInitArgs):
+        cls = type(value)
+        arguments = {name: describe(argument) for name, argument in value.init_args.items()}
+        return {"class_path": public_path(cls), "init_args": arguments}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    return value
+
+
+def public_path(cls: type) -> str:
+    """``package.subpackage.Class`` where the package exports it, so that files survive a move of the module."""
+    package = cls.__module__.rpartition(".")[0]
+    exported = getattr(inspect.importlib.import_module(package), cls.__name__, None) if package else None  # type: ignore[attr-defined]
+    return f"{package if exported is cls else cls.__module__}.{cls.__qualname__}"
+
+
+def build(base: type[T], description: dict[str, Any], source: str) -> T:
+    """The object that `describe` described.
+
+    Args:
+        base: the class, abstract or not, that it must be an instance of.
+        description: ``{"class_path", "init_args"}``.
+        source: the file named in errors.
+
+    Raises:
+        UserError: the class is not a `base` of this package or of an imported module, or its arguments do not fit.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("object", type=base)
+    try:
+        parsed = parser.parse_object({"object": description})
+        return parser.instantiate(parsed)["object"]
+    except (ArgumentError, TypeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{source}: cannot build a {base.__name__} from {description.get('class_path')!r}: {first}") from error
+
+
+__all__ = ["Namespace", "Recorded", "build", "describe", "public_path"]

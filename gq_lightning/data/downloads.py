@@ -1,0 +1,128 @@
+"""Data sets that torchvision downloads and verifies."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from torchvision import datasets
+
+from gq_lightning.data.images import to_tensor
+from gq_lightning.data.module import ImageDataModule
+from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet, TrainingCrop, relative_names
+from gq_lightning.errors import UserError
+
+
+class CIFAR10(ImageDataModule):
+    """CIFAR-10: 50 000 training and 10 000 test photographs of 32 x 32 pixels (Krizhevsky 2009), 170 MB to download.
+
+    Args:
+        root: folder for the download.
+        image_size: side of the square images in pixels; other sizes than 32 are resized.
+        batch_size: images in a training batch, on each device.
+        evaluation_batch_size: images in an evaluation batch; null takes batch_size.
+        workers: processes that read pictures, at most one a core.
+        skip_broken: without effect, as the whole download is verified.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 32,
+        batch_size: int = 128,
+        evaluation_batch_size: int | None = None,
+        workers: int = 2,
+        skip_broken: bool = False,
+    ) -> None:
+        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken)
+        self.root = Path(root).expanduser()
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing. Raises UserError where that fails."""
+        _download("CIFAR-10", self.root, lambda: datasets.CIFAR10(self.root, download=True))
+
+    def training_set(self) -> PictureSet:
+        return CIFARSet(self.root, "train", TrainingCrop(self.image_size, scale=None))
+
+    def evaluation_set(self) -> PictureSet:
+        return CIFARSet(self.root, "test", CenterCrop(self.image_size))
+
+
+class CIFARSet(PictureSet):
+    """One split of CIFAR-10, in memory (150 MB for training)."""
+
+    def __init__(self, root: Path, split: Literal["train", "test"], crop: CenterCrop | TrainingCrop) -> None:
+        try:
+            self.images: Any = datasets.CIFAR10(root, train=split == "train")
+        except RuntimeError as error:
+            raise UserError(f"{root} has no CIFAR-10, or a damaged one: call prepare_data, which downloads it there") from error
+        self.split, self.prepare, self.resize, self.crop = split, crop, crop.resize, crop.crop
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return to_tensor(self.prepare(self.images[index][0]))
+
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index:05d}"
+
+    def size(self, index: int) -> int:
+        return self.images.data[index].nbytes
+
+
+class Imagenette(ImageDataModule):
+    """Imagenette, ten classes of ImageNet: 9 469 training and 3 925 validation photographs, github.com/fastai/imagenette.
+
+    Args:
+        root: folder for the download.
+        variant: shorter side of the downloaded pictures: `160px` (99 MB), `320px` (341 MB) or `full` (1.6 GB).
+        crop: training crops, `resized` (a share of the area, resized) or `plain` (a square after the shorter side is resized).
+        scale: share of the area that a resized crop covers, lower and upper bound.
+        image_size: side of the square images in pixels.
+        batch_size: images in a training batch, on each device.
+        evaluation_batch_size: images in an evaluation batch; null takes batch_size.
+        workers: processes that read pictures, at most one a core.
+        skip_broken: evaluate without the pictures that cannot be read, instead of stopping at the first.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        variant: Literal["160px", "320px", "full"] = "320px",
+        crop: Literal["resized", "plain"] = "resized",
+        scale: tuple[float, float] = (0.8, 1.0),
+        image_size: int = 256,
+        batch_size: int = 16,
+        evaluation_batch_size: int | None = None,
+        workers: int = 4,
+        skip_broken: bool = False,
+    ) -> None:
+        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken)
+        self.root, self.variant = Path(root).expanduser(), variant
+        self.training_crop = TrainingCrop(image_size, scale if crop == "resized" else None)
+
+    def prepare_data(self) -> None:
+        """Downloads and unpacks what is missing. Raises UserError where that fails."""
+        _download("Imagenette", self.root, lambda: datasets.Imagenette(self.root, size=self.variant, download=True))
+
+    def training_set(self) -> PictureSet:
+        return self._split("train", self.training_crop)
+
+    def evaluation_set(self) -> PictureSet:
+        return self._split("val", CenterCrop(self.image_size))
+
+    def _split(self, split: str, crop: CenterCrop | TrainingCrop) -> PictureSet:
+        # torchvision's name of the unpacked archive
+        folder = self.root / f"imagenette2{'' if self.variant == 'full' else '-' + self.variant.removesuffix('px')}" / split
+        names = relative_names(folder, "call prepare_data, which downloads Imagenette there, or delete a partial download")
+        return FileSet(folder, names, crop, f"{self.variant}/{split}")
+
+
+def _download(name: str, root: Path, download: Callable[[], object]) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        download()
+    except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError; RuntimeError: the checksum is wrong
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot download {name} to {root}: {reason}; check the network, or put the archive or its folder there") from error

@@ -1,0 +1,87 @@
+"""What stands between a picture set and its batches: broken pictures are replaced, left out or stop the run.
+
+    PictureSet --Guarded--> Tensor | UserError | None --collate--> batch | UserError --Loader--> batch, or raises
+
+Errors cross the worker processes as values: an exception there would arrive with a traceback in its message.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from gq_lightning.data.images import BrokenImage
+from gq_lightning.data.sets import PictureSet
+from gq_lightning.errors import UserError
+
+logger = logging.getLogger("gq_lightning.data")
+
+WhenBroken = Literal["replace", "leave out", "stop"]
+
+
+class Guarded(Dataset[Tensor | UserError | None]):
+    """A picture set whose broken pictures are named once, in a warning, and counted.
+
+    Args:
+        pictures: the set.
+        when_broken: `replace` gives the next readable picture in its place, `leave out` gives None, `stop` gives the error.
+
+    Attributes:
+        broken: (len,) uint8 in memory shared with the worker processes, 1 where a picture was found to be broken.
+    """
+
+    def __init__(self, pictures: PictureSet, when_broken: WhenBroken) -> None:
+        self.pictures, self.when_broken = pictures, when_broken
+        self.broken = torch.zeros(len(pictures), dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def name(self, index: int) -> str:
+        return self.pictures.name(index)
+
+    def __getitem__(self, index: int) -> Tensor | UserError | None:
+        candidates = range(index, index + len(self)) if self.when_broken == "replace" else [index]
+        for candidate in (candidate % len(self) for candidate in candidates):
+            if self.broken[candidate]:
+                continue
+            try:
+                return self.pictures[candidate]
+            except BrokenImage as error:
+                if self.when_broken == "stop":
+                    return error
+                self.broken[candidate] = 1
+                logger.warning("left out a broken picture: %s", error)
+        return None if self.when_broken == "leave out" else self.all_broken()
+
+    def all_broken(self) -> UserError:
+        return UserError(
+            f"none of the {len(self)} pictures of {self.pictures.split} can be read, {self.name(0)} among them: see the warnings"
+        )
+
+
+def collate(items: list[Tensor | UserError | None]) -> Tensor | UserError:
+    """A batch (B, 3, H, W) of the pictures that could be read, B perhaps 0; or the first error, for the loader to raise."""
+    errors = [item for item in items if isinstance(item, UserError)]
+    if errors:
+        return errors[0]
+    images = [item for item in items if item is not None]
+    return default_collate(images) if images else torch.empty(0)
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader over a Guarded set: raises the errors that its workers hand over, and passes over empty batches."""
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        empty = True
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            if len(batch):
+                empty = False
+                yield batch
+        if empty and isinstance(self.dataset, Guarded):
+            raise self.dataset.all_broken()

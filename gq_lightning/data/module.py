@@ -1,0 +1,134 @@
+"""ImageDataModule: two picture sets and everything that is the same for all of them.
+
+    training_set()   -> shuffled, cropped at random, whole batches (B, 3, image_size, image_size) in [-1, 1]
+    evaluation_set() -> in order, every picture exactly once on one of the ranks; validation, test and prediction
+"""
+
+import os
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import distributed
+
+from gq_lightning.construction import Recorded, public_path
+from gq_lightning.data.loading import Guarded, Loader, collate
+from gq_lightning.data.sets import INTERPOLATION, PictureSet, fingerprint
+from gq_lightning.errors import UserError
+
+
+class ImageDataModule(Recorded, LightningDataModule, ABC):
+    """Images of one size, without labels.
+
+    Broken pictures: in training each is named once in a warning of the logger ``gq_lightning.data`` and replaced by the next
+    readable one; in evaluation the first stops the run with BrokenImage, or with `skip_broken` they are left out of the batches.
+
+    Args:
+        image_size: side of the square images in pixels.
+        batch_size: images in a training batch, on each device.
+        evaluation_batch_size: images in an evaluation batch; null takes batch_size.
+        workers: processes that read pictures, at most one a core.
+        skip_broken: evaluate without the pictures that cannot be read, instead of stopping at the first.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 256,
+        batch_size: int = 16,
+        evaluation_batch_size: int | None = None,
+        workers: int = 4,
+        skip_broken: bool = False,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.batch_size, self.workers, self.skip_broken = image_size, batch_size, workers, skip_broken
+        self.evaluation_batch_size = batch_size if evaluation_batch_size is None else evaluation_batch_size
+        for name in ("image_size", "batch_size", "evaluation_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} {getattr(self, name)}: give a positive number")
+        if workers < 0:
+            raise UserError(f"data.workers {workers}: give 0 (read in the main process) or more")
+
+    @abstractmethod
+    def training_set(self) -> PictureSet:
+        """The pictures to learn from, cropped at random."""
+
+    @abstractmethod
+    def evaluation_set(self) -> PictureSet:
+        """The pictures to measure with: the same tensors in the same order every time."""
+
+    @cached_property
+    def _training(self) -> Guarded:
+        return Guarded(self.training_set(), "replace")
+
+    @cached_property
+    def _evaluation(self) -> Guarded:
+        return Guarded(self.evaluation_set(), "leave out" if self.skip_broken else "stop")
+
+    @property
+    def skipped(self) -> int:
+        """How many broken pictures this process and its workers have come upon and gone without, each counted once."""
+        loaded = [self.__dict__[name] for name in ("_training", "_evaluation") if name in self.__dict__]
+        return sum(int(guarded.broken.count_nonzero()) for guarded in loaded)
+
+    def protocol(self) -> dict[str, Any]:
+        """The evaluation set in plain data, free of machine paths, for results to be compared by."""
+        pictures = self._evaluation.pictures
+        return {
+            "data": public_path(type(self)).rpartition(".")[2],
+            "split": pictures.split,
+            "images": len(pictures),
+            "image_size": self.image_size,
+            "resize": pictures.resize,
+            "crop": pictures.crop,
+            "interpolation": INTERPOLATION,
+            "value_range": [-1.0, 1.0],
+            "broken_pictures": "left out" if self.skip_broken else "stop the evaluation",
+            "fingerprint": fingerprint(pictures),
+        }
+
+    def train_dataloader(self) -> Loader:
+        """Raises UserError where a rank's share of the set is smaller than one batch."""
+        images, ranks = len(self._training), _ranks()
+        if -(-images // ranks) < self.batch_size:
+            where = f" on each of {ranks} devices" if ranks > 1 else ""
+            raise UserError(
+                f"the training set has {images} pictures, too few for one batch of {self.batch_size}{where}: lower data.batch_size"
+            )
+        return self._loader(self._training, self.batch_size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> Loader:
+        """The evaluation set in order. Where ranks do not divide it, some have a batch more: reduce after the loop, not in it."""
+        images, ranks = len(self._evaluation), _ranks()
+        if images < ranks:
+            raise UserError(f"the evaluation set has {images} pictures for {ranks} devices: evaluate on at most {images}")
+        sampler = UnrepeatedDistributedSampler(self._evaluation, shuffle=False) if ranks > 1 else None
+        return self._loader(self._evaluation, self.evaluation_batch_size, shuffle=False, sampler=sampler)
+
+    def test_dataloader(self) -> Loader:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> Loader:
+        return self.val_dataloader()
+
+    def _loader(self, pictures: Guarded, batch_size: int, **settings: Any) -> Loader:
+        workers = min(self.workers, _cores())
+        return Loader(
+            pictures,
+            batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
+            **settings,
+        )
+
+
+def _ranks() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

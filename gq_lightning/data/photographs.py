@@ -1,0 +1,149 @@
+"""Real photographs that come with scikit-image and scikit-learn: training without a download."""
+
+from importlib.resources import as_file, files
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gq_lightning.data.images import BrokenImage, load_picture, resize_shorter, scale_pixels
+from gq_lightning.data.module import ImageDataModule
+from gq_lightning.data.sets import PictureSet
+from gq_lightning.errors import UserError
+
+SCIKIT_IMAGE, SCIKIT_LEARN = ("skimage", "data"), ("sklearn", "datasets/images")
+HELD_OUT = {"chelsea.png": SCIKIT_IMAGE, "rocket.jpg": SCIKIT_IMAGE, "china.jpg": SCIKIT_LEARN}
+TRAINING = dict.fromkeys(
+    (
+        *("astronaut.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg"),
+        *("brick.png", "camera.png", "cell.png", "clock_motion.png", "coins.png", "grass.png", "gravel.png", "moon.png"),
+        *("page.png", "text.png"),
+    ),
+    SCIKIT_IMAGE,
+) | {"flower.jpg": SCIKIT_LEARN}
+EVALUATED_SIDE = 256  # pixels of the held-out photographs' shorter side
+SCALES = (2.5, 4.0, 6.0)  # shorter sides in training, in image sizes
+LARGEST_ENLARGEMENT = 1.25
+
+
+class Photographs(ImageDataModule):
+    """21 photographs, colour and grey, that are installed with scikit-image and scikit-learn.
+
+    Held out: a cat, a rocket and a temple (chelsea, rocket, china), shorter side resized to 256 pixels, or to image_size if that
+    is larger, and cut into a grid of squares from the upper left: 72 squares of 64 pixels. Training: random crops of the
+    other 18, at up to three scales each. What else the two packages hold is no photograph, and has statistics of its
+    own: the logo, the phantom, the chessboards, the colour wheel, the horse's silhouette, the disparity map, the tiny
+    animations; microaneurysms.png is 102 pixels wide and a part of retina.jpg.
+
+    Args:
+        image_size: side of the square images in pixels.
+        batch_size: images in a training batch, on each device.
+        evaluation_batch_size: images in an evaluation batch; null takes batch_size.
+        workers: processes that cut crops, at most one a core; the main process cuts thousands of 64 pixels a second.
+        skip_broken: without effect, as the photographs are all read at the start.
+        crops_per_epoch: training crops in an epoch.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        batch_size: int = 32,
+        evaluation_batch_size: int | None = None,
+        workers: int = 0,
+        skip_broken: bool = False,
+        crops_per_epoch: int = 8192,
+    ) -> None:
+        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken)
+        if crops_per_epoch < 1:
+            raise UserError(f"data.crops_per_epoch {crops_per_epoch}: give a positive number")
+        self.crops_per_epoch = crops_per_epoch
+
+    def training_set(self) -> PictureSet:
+        return RandomCrops(self.image_size, self.crops_per_epoch)
+
+    def evaluation_set(self) -> PictureSet:
+        return GridCrops(self.image_size)
+
+
+class GridCrops(PictureSet):
+    """The held-out photographs, cut row by row."""
+
+    def __init__(self, size: int) -> None:
+        side = max(EVALUATED_SIDE, size)
+        self.split, self.resize, self.crop = "held-out photographs", f"shorter side to {side}", f"grid of {size} x {size}"
+        self.names, crops = [], []
+        self.bytes: list[int] = []
+        for name in HELD_OUT:
+            picture, stored = _load(name)
+            squares = _pixels(resize_shorter(picture, side)).unfold(1, size, size).unfold(2, size, size)
+            rows, columns = squares.shape[1:3]
+            crops.append(squares.permute(1, 2, 0, 3, 4).flatten(0, 1))
+            self.names += [f"{name}/{row}-{column}" for row in range(rows) for column in range(columns)]
+            self.bytes += [stored] * (rows * columns)
+        self.crops = torch.cat(crops)
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return scale_pixels(self.crops[index])
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def size(self, index: int) -> int:
+        return self.bytes[index]
+
+
+class RandomCrops(PictureSet):
+    """`count` random squares, some flipped: every item is drawn anew from torch's random numbers, whatever its index."""
+
+    def __init__(self, size: int, count: int) -> None:
+        self.side, self.count = size, count
+        self.split, self.resize, self.crop = "training photographs", "several scales", "random, random flip"
+        self.photographs = [_pixels(resize_shorter(picture, side)) for picture, _ in map(_load, TRAINING) for side in _sides(picture, size)]
+        if not self.photographs:
+            raise UserError(f"data.image_size {size} is larger than all photographs: lower it or use another data set")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        photograph = self.photographs[_below(len(self.photographs))]
+        top, left = (_below(side - self.side + 1) for side in photograph.shape[1:])
+        square = photograph[:, top : top + self.side, left : left + self.side]
+        return scale_pixels(square.flip(2) if _below(2) else square)
+
+    def name(self, index: int) -> str:
+        return f"crop-{index}"
+
+    def size(self, index: int) -> int:
+        return 3 * self.side * self.side
+
+
+def _sides(picture: Image.Image, size: int) -> list[int]:
+    """The shorter sides at which a photograph gives training crops of `size` pixels; none where it is far too small."""
+    limit = min(picture.size) * LARGEST_ENLARGEMENT
+    if size > limit:
+        return []
+    return [side for side in (round(scale * size) for scale in SCALES) if side <= limit] or [max(size, min(picture.size))]
+
+
+def _below(bound: int) -> int:
+    return int(torch.randint(bound, ()))
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _load(name: str) -> tuple[Image.Image, int]:
+    """The photograph and the bytes of its file, as installed: the packages' own loaders may want to download."""
+    package, folder = (HELD_OUT | TRAINING)[name]
+    try:
+        with as_file(files(package).joinpath(folder, name)) as path:
+            return load_picture(path), path.stat().st_size
+    except (ModuleNotFoundError, FileNotFoundError, BrokenImage) as error:
+        wanted = "scikit-image" if package == "skimage" else "scikit-learn"
+        raise UserError(f"{name} does not come with the installed {wanted}: install or upgrade {wanted} ({error})") from error

@@ -1,0 +1,128 @@
+"""Picture sets: map-style datasets of float tensors with stable names, and the crops that prepare a picture."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from gq_lightning.data.images import center_crop, find_pictures, load_picture, resize_shorter, to_tensor
+from gq_lightning.errors import UserError
+
+INTERPOLATION = "bicubic, antialiased (Pillow)"
+Crop = Callable[[Image.Image], Image.Image]
+
+
+class PictureSet(Dataset[Tensor], ABC):
+    """The contract: `set[index]` is float32 (3, image_size, image_size) in [-1, 1], or raises BrokenImage.
+
+    Attributes:
+        split: which part of the data this is, without machine paths.
+        resize: how a picture was resized, in words.
+        crop: how the square was cut out, in words.
+    """
+
+    split: str
+    resize: str
+    crop: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """A name of the picture that is the same on every machine."""
+
+    @abstractmethod
+    def size(self, index: int) -> int:
+        """Bytes of the picture as it is stored."""
+
+
+def fingerprint(pictures: PictureSet) -> str:
+    """SHA-256 over the sorted names and sizes (bytes): equal for equal sets, wherever they are stored."""
+    digest = hashlib.sha256()
+    for name, size in sorted((pictures.name(index), pictures.size(index)) for index in range(len(pictures))):
+        digest.update(os.fsencode(name) + b"\0" + str(size).encode() + b"\n")
+    return digest.hexdigest()
+
+
+class FileSet(PictureSet):
+    """Picture files, read when they are asked for.
+
+    Args:
+        root: the folder that `names` are relative to.
+        names: files, with forward slashes.
+        crop: makes an upright RGB picture square; one of this file's.
+        split: see PictureSet.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], crop: "CenterCrop | TrainingCrop", split: str) -> None:
+        self.root, self.names, self.prepare, self.split = root, list(names), crop, split
+        self.resize, self.crop = crop.resize, crop.crop
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return to_tensor(self.prepare(load_picture(self.root / self.names[index])))
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def size(self, index: int) -> int:
+        return (self.root / self.names[index]).stat().st_size
+
+
+def relative_names(root: Path, hint: str = "") -> list[str]:
+    """Names, sorted and relative to `root`, of the pictures in that folder.
+
+    Raises:
+        UserError: it is no folder (the message ends in `hint`), or it has no pictures.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder{': ' + hint if hint else ''}")
+    return sorted(path.relative_to(root).as_posix() for path in find_pictures([root]))
+
+
+class CenterCrop:
+    """Shorter side to `size`, then the centre: how pictures are evaluated."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.resize, self.crop = f"shorter side to {size}", f"centre {size} x {size}"
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        return center_crop(resize_shorter(picture, self.size), self.size)
+
+
+class TrainingCrop:
+    """A random square and a random horizontal flip, from torch's random numbers.
+
+    Args:
+        size: pixels.
+        scale: the square covers this share of the picture's area (lower, upper bound) and is resized to `size`, with an aspect
+            ratio between 3/4 and 4/3; None takes a plain square instead, of a picture whose shorter side is resized to `size`.
+    """
+
+    def __init__(self, size: int, scale: tuple[float, float] | None) -> None:
+        if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
+            raise UserError(f"data.scale {list(scale)}: give two shares of the area, lower then upper, in (0, 1]")
+        self.size, self.scale = size, scale
+        self.resize = f"shorter side to {size}" if scale is None else f"{scale[0]} to {scale[1]} of the area to {size} x {size}"
+        self.crop = "random, random flip"
+        self._cut: Callable[[Image.Image], Image.Image] = (
+            v2.RandomCrop(size) if scale is None else v2.RandomResizedCrop(size, scale, interpolation=v2.InterpolationMode.BICUBIC)
+        )
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        square = self._cut(resize_shorter(picture, self.size) if self.scale is None else picture)
+        return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else square

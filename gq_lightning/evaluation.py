@@ -1,0 +1,103 @@
+"""One evaluation for the end of fit and for the command line: measure what a receiver of the tokens sees, write it down, draw it."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from rich.progress import track
+from torch import Tensor
+
+from gq_lightning.data.images import to_picture
+from gq_lightning.errors import UserError
+from gq_lightning.tokenizer import ImageTokenizer, Reconstruction
+
+
+@torch.no_grad()
+def evaluate(
+    tokenizer: ImageTokenizer, batches: Iterable[Tensor], rfid: bool = True, progress: bool = True
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1].
+
+    Under torch.distributed each rank passes its own batches and all get the metrics of all images.
+
+    Returns:
+        The metrics by name, and the protocol by which they were measured.
+
+    Raises:
+        UserError: there is no image.
+    """
+    training = tokenizer.training
+    tokenizer.eval()
+    metrics = tokenizer.new_metrics(rfid)
+    begin, images = time.perf_counter(), 0
+    for batch in track(batches, description="Evaluating", disable=not progress, transient=True):
+        batch = batch.to(tokenizer.device)
+        result = tokenizer.reconstruct(batch)
+        metrics.update(batch, result.images, result.tokens, result.gaussian, result.bits)
+        images += len(batch)
+    if not images and not torch.distributed.is_initialized():
+        raise UserError("no image to evaluate: the data's evaluation set is empty")
+    values = {name: float(value) if isinstance(value, float) else int(value) for name, value in metrics.compute().items()}
+    values["evaluation_seconds"] = round(time.perf_counter() - begin, 2)
+    tokenizer.train(training)
+    return values, metrics.protocol()
+
+
+def write_metrics(path: Path, values: Mapping[str, Any], protocol: Mapping[str, Any], data: Mapping[str, Any], **facts: Any) -> None:
+    """Writes metrics.json: the numbers, and everything needed to repeat them or to refuse a comparison."""
+    machine = {"platform": platform.platform(), "processors": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        machine["accelerator"] = torch.cuda.get_device_name()
+    content = {**values, **facts, "protocol": {**protocol, "data": dict(data)}, "machine": machine}
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Image.Image:
+    """A picture of three labelled rows: original, Gaussian (decoded from the posterior mean; left out where there is none), quantised.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1], one column each.
+        result: their reconstructions.
+        scale: enlargement of small images, by whole pixels; None picks one that shows them at about 128 pixels.
+    """
+    rows = [("original", images), ("Gaussian", result.gaussian), ("quantised", result.images)]
+    rows = [(label, row) for label, row in rows if row is not None]
+    height, width = images.shape[-2:]
+    scale = scale or max(1, round(128 / height))
+    margin, gap = 96, 4
+    size = (margin + len(images) * (width * scale + gap), len(rows) * (height * scale + gap) + gap)
+    canvas = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)
+    for i, (label, row) in enumerate(rows):
+        top = gap + i * (height * scale + gap)
+        pen.text((margin - 8, top + height * scale // 2), label, fill="black", font=font, anchor="rm")
+        for j, image in enumerate(row):
+            picture = to_picture(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            canvas.paste(picture, (margin + j * (width * scale + gap), top))
+    return canvas
+
+
+def some_images(dataset: Any, count: int) -> Tensor:
+    """`count` images spread evenly over a dataset, the same at every call; pictures that cannot be read are left out."""
+    total = len(dataset)
+    indices = sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(min(count, total))})
+    found = [image for index in indices if (image := dataset[index]) is not None]
+    if not found:
+        raise UserError("no readable image in the evaluation set")
+    return torch.stack(found)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG under a temporary name and renames it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    picture.save(temporary, format="PNG")
+    os.replace(temporary, path)

@@ -1,0 +1,67 @@
+"""The Fréchet distance of Inception features (FID, https://arxiv.org/abs/1706.08500), on the Inception of 2015 by torch-fidelity."""
+
+from functools import cache
+from io import BytesIO
+
+import numpy
+import scipy.linalg
+import torch
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from gq_lightning import weights
+
+FEATURES = 2048
+
+
+def inception_features(images: Tensor) -> Tensor:
+    """Features (B, 2048), float64, of images (B, 3, H, W) on the scale 0..255; they are rounded to whole numbers first."""
+    with torch.autocast(images.device.type, enabled=False):
+        return _extractor(images.device)(images.round().to(torch.uint8))[0].double()
+
+
+@cache
+def _extractor(device: torch.device) -> nn.Module:
+    state = weights.load("inception")
+    # the classifier is not used, and our files do without it
+    state["fc.weight"], state["fc.bias"] = torch.zeros(1008, FEATURES), torch.zeros(1008)
+    file = BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    # inference tensors could not be copied into later; the random start must not disturb a training run
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        return FeatureExtractorInceptionV3("inception-v3-compat", [str(FEATURES)], feature_extractor_weights_path=file).to(device)
+
+
+def frechet_distance(first: tuple[int, Tensor, Tensor], second: tuple[int, Tensor, Tensor]) -> float:
+    """|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr (C1 C2)^(1/2) of two sets of vectors.
+
+    With factors C = F F^T the last trace is the sum of the singular values of F1^T F2. That is exact where a covariance is singular
+    (fewer vectors than features), and many times faster than the eigenvalues of C1 C2.
+
+    Args:
+        first, second: (number of vectors >= 2, their sum (D,), the sum of their outer products (D, D)), float64.
+
+    Returns:
+        The distance, >= 0; nan where a sum is not finite.
+    """
+    mean1, covariance1 = _moments(*first)
+    mean2, covariance2 = _moments(*second)
+    if not (numpy.isfinite(covariance1).all() and numpy.isfinite(covariance2).all()):
+        return float("nan")
+    cross = scipy.linalg.svdvals(_factor(covariance1).T @ _factor(covariance2)).sum()
+    distance = ((mean1 - mean2) ** 2).sum() + covariance1.trace() + covariance2.trace() - 2 * cross
+    return max(float(distance), 0.0)  # equal sets: rounding may leave a tiny negative number
+
+
+def _moments(count: int, total: Tensor, products: Tensor) -> tuple[numpy.ndarray, numpy.ndarray]:
+    mean = total / count
+    return mean.cpu().numpy(), ((products - count * torch.outer(mean, mean)) / (count - 1)).cpu().numpy()
+
+
+def _factor(covariance: numpy.ndarray) -> numpy.ndarray:
+    """F (D, rank) with F F^T = covariance, by a Cholesky decomposition with pivots."""
+    lower, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
+    factor = numpy.empty((len(covariance), rank))
+    factor[pivots - 1] = numpy.tril(lower)[:, :rank]
+    return factor

@@ -1,0 +1,77 @@
+"""Quantizer: features to latents (in training), to tokens and back (everywhere else). Three verbs, on the last axis of any shape:
+
+    features (..., encoder_channels) --forward-----> Quantized.latents (..., latent_channels)    the training relaxation
+    features (..., encoder_channels) --tokenize----> tokens (..., tokens_per_position) int64
+    tokens (..., tokens_per_position) --detokenize-> latents (..., latent_channels)              what a receiver decodes
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from gq_lightning.construction import Recorded
+from gq_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `forward` returns.
+
+    Attributes:
+        latents: (..., latent_channels), for the decoder; gradients flow to the features.
+        penalty: scalar, added to the loss: the sum over the positions of one image, averaged over the first axis (the images).
+        diagnostics: detached tensors by name. Gaussian quantizers give `bits` (..., tokens_per_position), the KL of each
+            token, and `mean` (..., latent_channels), the latents before discretisation.
+    """
+
+    latents: Tensor
+    penalty: Tensor
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Quantizer(Recorded, nn.Module, ABC):
+    """The contract that every quantizer keeps. Attributes, set by the subclass:
+
+    Attributes:
+        encoder_channels: channels of the features that it wants.
+        latent_channels: channels of the latents that it gives.
+        codebook_size: tokens are integers in [0, codebook_size).
+        tokens_per_position: tokens at each position of the grid.
+        bits_per_position: tokens_per_position * log2(codebook_size), of the real codebook.
+    """
+
+    encoder_channels: int
+    latent_channels: int
+    codebook_size: int
+    tokens_per_position: int
+    bits_per_position: float
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Quantized:
+        """The differentiable relaxation that training uses, with its penalty; the same in train and eval mode."""
+
+    @abstractmethod
+    def tokenize(self, features: Tensor) -> Tensor:
+        """Features (..., encoder_channels) to tokens (..., tokens_per_position), int64."""
+
+    @abstractmethod
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., tokens_per_position) to latents (..., latent_channels), float32.
+
+        Raises:
+            UserError: a token is not in [0, codebook_size), or the last axis has the wrong length.
+        """
+
+
+def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -> None:
+    """Raises UserError unless `tokens` (..., tokens_per_position) are integers in [0, codebook_size)."""
+    if tokens.is_floating_point() or tokens.is_complex():
+        raise UserError(f"tokens are {tokens.dtype}: give integers (int64)")
+    if tokens.ndim == 0 or tokens.shape[-1] != tokens_per_position:
+        raise UserError(f"tokens of shape {tuple(tokens.shape)}: the last axis must have {tokens_per_position} tokens per position")
+    if tokens.numel() and not tokens.is_meta:
+        lowest, highest = (int(value) for value in tokens.aminmax())
+        if lowest < 0 or highest >= codebook_size:
+            raise UserError(f"tokens from {lowest} to {highest} are out of range: this codebook has tokens from 0 to {codebook_size - 1}")

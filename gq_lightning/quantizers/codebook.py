@@ -1,0 +1,53 @@
+"""Random Gaussian codebooks, https://arxiv.org/abs/2512.06609: K vectors of m values from N(0, 1), fixed by a recipe.
+
+A codebook is never trained and so never needs to be stored, only its recipe. But tokens outlive library versions, and a
+generator that draws other numbers would silently turn all of them into noise. So the generators are ones whose streams are
+specified, and whoever stores a recipe stores the `fingerprint` of what it gave, and compares.
+"""
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+from gq_lightning.errors import UserError
+
+Generator = Literal["iid", "sobol"]
+
+
+def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: int) -> Tensor:
+    """The codebook (size, dimensions), float32, of a recipe.
+
+    Args:
+        generator: `iid` draws independent normals (the paper). `sobol` maps the first `size` points of a scrambled Sobol
+            sequence through the inverse normal distribution function (the published models, with seed 42).
+        size: K, number of codewords.
+        dimensions: m, values per codeword.
+        seed: of the generator.
+
+    Raises:
+        UserError: an unknown generator, or a size or dimension that it cannot give.
+    """
+    if size < 2 or dimensions < 1:
+        raise UserError(f"codebook_size must be at least 2 and the group size at least 1, not {size} and {dimensions}")
+    if generator == "iid":
+        # numpy guarantees RandomState's stream for all versions to come (NEP 19); torch guarantees none
+        return torch.from_numpy(np.random.RandomState(seed).standard_normal((size, dimensions)).astype(np.float32))
+    if generator == "sobol":
+        if dimensions > SobolEngine.MAXDIM:
+            raise UserError(f"codebook: sobol gives at most {SobolEngine.MAXDIM} dimensions, not {dimensions}; use iid")
+        with torch.device("cpu"):
+            uniform = SobolEngine(dimensions, scramble=True, seed=seed).draw(size, dtype=torch.float64)
+        # the sequence has 30 bits, so 0 itself may occur, whose quantile is infinite
+        half_step = 2.0**-31
+        return torch.special.ndtri(uniform.clamp(half_step, 1 - half_step)).float()
+    raise UserError(f"codebook: {generator!r} is neither 'iid' nor 'sobol'")
+
+
+def fingerprint(codebook: Tensor) -> bytes:
+    """SHA-256 (32 bytes) of a codebook's shape and its little-endian float32 values."""
+    values = codebook.detach().cpu().numpy().astype("<f4")
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).digest()

@@ -1,0 +1,152 @@
+"""Gaussian Quant, https://arxiv.org/abs/2512.06609: a Gaussian VAE in training, a VQ-VAE with a random codebook afterwards.
+
+    features [mean, log variance] --forward-----> mean + sigma * noise, penalty on the KL of each token
+                                  --tokenize----> the codeword of N(0, 1) noise that fits the posterior best
+                     tokens       --detokenize--> that codeword
+
+A token covers a group of m latent dimensions at one position, and its codebook has K = 2^B codewords; the conversion is good
+where the KL of every token is near B bits, which the target divergence constraint (`tdc`) sees to in training.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gq_lightning.errors import UserError
+from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens
+from gq_lightning.quantizers.codebook import Generator, fingerprint, gaussian_codebook
+from gq_lightning.quantizers.search import best_codewords
+from gq_lightning.quantizers.tdc import TargetDivergence, Variant
+from gq_lightning.theory import kl_bits
+
+
+class GaussianQuantizer(Quantizer):
+    """Diagonal Gaussian posteriors, replaced by codewords of a fixed random codebook.
+
+    Args:
+        bits_per_position: rate at each position of the grid. A whole number of tokens of log2(codebook_size) bits.
+        latent_channels: latent dimensions per position, shared equally by the tokens.
+        codebook_size: K, codewords per codebook; one codebook serves all tokens.
+        codebook: `iid` normal draws (the paper) or `sobol` quantiles (the published models).
+        seed: of the codebook.
+        prior_weight: weight omega of the prior in the score of a codeword, see `best_codewords`. The published models use 1.
+        layout: which channels form group g of n, with m channels each: `contiguous` g*m .. g*m+m-1, or `strided` g, g+n,
+            g+2n, ... (the published models).
+        alpha: half width of the TDC's tolerance band, bits.
+        beta: the TDC's factor per step.
+        variant: of the TDC, `paper` or `reference`.
+        penalty_weight: weight of the KL penalty (in bits, summed over the tokens of an image) in the loss.
+        clamp_variance: tokenize as if no variance exceeded 1 / prior_weight. Beyond it the posterior is wider than the weighted
+            prior, and the score would favour the longest codeword wherever the mean lies. Turn it off for published models.
+    """
+
+    codewords: Tensor
+    codebook_fingerprint: Tensor
+
+    def __init__(
+        self,
+        bits_per_position: float = 16,
+        latent_channels: int = 16,
+        codebook_size: int = 65536,
+        codebook: Generator = "iid",
+        seed: int = 42,
+        prior_weight: float = 1.0,
+        layout: Literal["contiguous", "strided"] = "contiguous",
+        alpha: float = 0.5,
+        beta: float = 1.01,
+        variant: Variant = "paper",
+        penalty_weight: float = 0.1,
+        clamp_variance: bool = True,
+    ) -> None:
+        super().__init__()
+        if codebook_size < 2:
+            raise UserError(f"codebook_size: {codebook_size} is less than 2")
+        if layout not in ("contiguous", "strided"):
+            raise UserError(f"layout: {layout!r} is neither 'contiguous' nor 'strided'")
+        if not 0 <= prior_weight <= 1:
+            raise UserError(f"prior_weight: {prior_weight} is not in [0, 1]")
+        bits = math.log2(codebook_size)
+        tokens = round(bits_per_position / bits)
+        # half a bit a token is the TDC's own tolerance: 64 000 codewords serve 16 bits, 32 768 do not
+        if tokens < 1 or abs(bits_per_position - tokens * bits) > 0.5 * tokens:
+            fit = max(tokens, 1) * bits
+            raise UserError(
+                f"bits_per_position: {bits_per_position:g} is not a whole number of tokens of {bits:g} bits (codebook_size {codebook_size}):"
+                f" use {fit:g}, or a codebook of 2^{bits_per_position / max(tokens, 1):g}"
+            )
+        if latent_channels % tokens:
+            raise UserError(
+                f"latent_channels: {latent_channels} channels cannot be shared by {tokens} tokens per position: use a multiple of {tokens}"
+            )
+        self.encoder_channels, self.latent_channels = 2 * latent_channels, latent_channels
+        self.codebook_size, self.tokens_per_position, self.bits_per_position = codebook_size, tokens, tokens * bits
+        self.group_size = latent_channels // tokens
+        self.layout, self.prior_weight, self.clamp_variance = layout, float(prior_weight), clamp_variance
+        self.penalty_weight = float(penalty_weight)
+        self.tdc = TargetDivergence(bits, alpha=alpha, beta=beta, variant=variant)
+        codewords = gaussian_codebook(codebook, codebook_size, self.group_size, seed)
+        self.recipe = f"{codebook} codebook of {codebook_size} x {self.group_size} with seed {seed}"
+        # the codebook follows from its recipe; what is saved is its fingerprint, which `_load_from_state_dict` compares
+        self.register_buffer("codewords", codewords, persistent=False)
+        self.register_buffer("codebook_fingerprint", torch.tensor(list(fingerprint(codewords)), dtype=torch.uint8))
+
+    def forward(self, features: Tensor) -> Quantized:
+        mean, log_variance = self.posterior(features)
+        bits = self.group(kl_bits(mean, log_variance)).sum(dim=-1)
+        latents = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
+        images = features.shape[0] if features.ndim > 1 else 1
+        penalty = self.penalty_weight * self.tdc.penalty(bits).sum() / images
+        return Quantized(latents, penalty, {"bits": bits.detach(), "mean": mean.detach()})
+
+    @torch.no_grad()
+    def tokenize(self, features: Tensor) -> Tensor:
+        mean, log_variance = self.posterior(features)
+        variance = log_variance.exp()
+        if self.clamp_variance and self.prior_weight > 0:
+            variance = variance.clamp(max=1 / self.prior_weight)
+        mean, variance = self.group(mean), self.group(variance)
+        tokens = best_codewords(mean.flatten(0, -2), variance.flatten(0, -2), self.codewords, self.prior_weight)
+        return tokens.view(mean.shape[:-1])
+
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        return self.ungroup(self.codewords[tokens])
+
+    def posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, (..., latent_channels) each, float32 whatever the precision of the encoder."""
+        if features.shape[-1] != self.encoder_channels:
+            raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
+        mean, log_variance = features.float().chunk(2, dim=-1)
+        return mean, log_variance.clamp(-30.0, 20.0)
+
+    def group(self, channels: Tensor) -> Tensor:
+        """(..., latent_channels) to (..., tokens_per_position, group_size), as `layout` says."""
+        if self.layout == "contiguous":
+            return channels.unflatten(-1, (self.tokens_per_position, self.group_size))
+        return channels.unflatten(-1, (self.group_size, self.tokens_per_position)).transpose(-1, -2)
+
+    def ungroup(self, groups: Tensor) -> Tensor:
+        """The inverse of `group`."""
+        return (groups if self.layout == "contiguous" else groups.transpose(-1, -2)).flatten(-2)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        # rounded codewords are other codewords: the codebook moves with the module but stays float32
+        kept = self.codewords
+        super()._apply(fn, recurse)
+        if self.codewords.dtype != kept.dtype:
+            self.codewords = kept.to(self.codewords.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        saved = state_dict.get(prefix + "codebook_fingerprint")
+        if saved is not None and not torch.equal(saved.cpu(), self.codebook_fingerprint.cpu()):
+            raise UserError(
+                f"the saved tokens and weights belong to another codebook: this recipe ({self.recipe}) gives SHA-256"
+                f" {bytes(self.codebook_fingerprint.tolist()).hex()[:16]}…, theirs is {bytes(saved.tolist()).hex()[:16]}…; restore the recipe"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"{self.recipe}, {self.tokens_per_position} tokens per position, {self.layout}, prior_weight={self.prior_weight:g}"

@@ -1,0 +1,82 @@
+"""Target Divergence Constraint (TDC), https://arxiv.org/abs/2512.06609.
+
+TDC drives the KL divergence of every token, its bits-back cost, to the log2 K bits of the codebook that will replace the
+posterior. Three multipliers weigh the divergence of tokens that are below, within and above the target's tolerance band,
+and after each step they follow the smallest, the mean and the largest divergence of the global batch.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gq_lightning.errors import UserError
+
+Variant = Literal["paper", "reference"]
+LOWEST, HIGHEST = 1e-3, 1e3
+
+
+class TargetDivergence(nn.Module):
+    """The multipliers, as buffers: saved with every checkpoint, moved with the module, never on the host.
+
+    Args:
+        target_bits: the divergence wanted for every token, in bits: log2 of the codebook's size, not rounded.
+        alpha: half width of the tolerance band around it, in bits.
+        beta: factor by which a multiplier moves per update.
+        variant: `paper` is the paper's rule, three independent multipliers in [1e-3, 1e3]. `reference` is what the authors'
+            code computes: lambda_mean, unclipped, multiplies every token, lambda_max in [1, 1e3] additionally those above the
+            band and lambda_min in [1e-3, 1] those below it.
+    """
+
+    lambda_min: Tensor
+    lambda_mean: Tensor
+    lambda_max: Tensor
+
+    def __init__(self, target_bits: float, alpha: float = 0.5, beta: float = 1.01, variant: Variant = "paper") -> None:
+        super().__init__()
+        if not target_bits > 0 or not alpha >= 0 or not beta > 1:
+            raise UserError(f"target_bits must be > 0, alpha >= 0 and beta > 1, not {target_bits}, {alpha} and {beta}")
+        if variant not in ("paper", "reference"):
+            raise UserError(f"variant: {variant!r} is neither 'paper' nor 'reference'")
+        self.target_bits, self.alpha, self.beta, self.variant = float(target_bits), float(alpha), float(beta), variant
+        for name in ("lambda_min", "lambda_mean", "lambda_max"):
+            self.register_buffer(name, torch.ones((), dtype=torch.float32))
+
+    def penalty(self, bits: Tensor) -> Tensor:
+        """Weighted divergence of each token: `bits` of any shape, in bits, to the same shape. The multipliers carry no gradient."""
+        below, above = bits < self.target_bits - self.alpha, bits > self.target_bits + self.alpha
+        if self.variant == "paper":
+            weight = torch.where(below, self.lambda_min, torch.where(above, self.lambda_max, self.lambda_mean))
+        else:
+            outside = torch.where(below, self.lambda_min, torch.where(above, self.lambda_max, torch.ones_like(self.lambda_max)))
+            weight = self.lambda_mean * outside
+        return weight * bits
+
+    @torch.no_grad()
+    def update(self, minimum: Tensor | float, mean: Tensor | float, maximum: Tensor | float) -> None:
+        """One step of the multipliers, after the optimizer's, on the statistics (bits) of all tokens of the global batch.
+
+        Each multiplier grows by `beta` where its statistic exceeds its threshold and shrinks by `beta` otherwise.
+        """
+        paper = self.variant == "paper"
+        for multiplier, statistic, threshold, lowest, highest in (
+            (self.lambda_min, minimum, self.target_bits - self.alpha, LOWEST, HIGHEST if paper else 1.0),
+            (self.lambda_mean, mean, self.target_bits, LOWEST if paper else None, HIGHEST if paper else None),
+            (self.lambda_max, maximum, self.target_bits + self.alpha, LOWEST if paper else 1.0, HIGHEST),
+        ):
+            # where, not if: a comparison on the host would wait for the device at every step
+            exceeds = torch.as_tensor(statistic, device=multiplier.device) > threshold
+            moved = torch.where(exceeds, multiplier * self.beta, multiplier / self.beta)
+            multiplier.copy_(moved if lowest is None and highest is None else moved.clamp(lowest, highest))
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        # a factor of 1.01 per step is lost in bfloat16's 8 bits: the multipliers stay float32 under .to(dtype)
+        kept = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in list(self.named_buffers()):
+            if buffer.dtype != torch.float32:
+                setattr(self, name, kept[name].to(buffer.device))
+        return self
+
+    def extra_repr(self) -> str:
+        return f"target_bits={self.target_bits:g}, alpha={self.alpha:g}, beta={self.beta:g}, variant={self.variant!r}"

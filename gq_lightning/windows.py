@@ -1,0 +1,105 @@
+"""Large maps through a function that takes small ones: cut into overlapping windows, apply, blend.
+
+    x (B, C, H, W) --cut--> windows (b, C, wh, ww) --function--> (b, C2, wh * s, ww * s) --blend--> (B, C2, H * s, W * s)
+
+with s = scale_out / scale_in: the encoder has scale_in = downsampling and scale_out = 1, the decoder the reverse. A backbone that
+knows one picture size alone, or a picture too large for the memory, is served by the same mechanism.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def starts(length: int, window: int, overlap: int) -> list[int]:
+    """Positions of the windows that cover [0, length): `window - overlap` apart, the last one flush with the end.
+
+    Raises:
+        ValueError: unless 0 <= overlap < window <= length, or one window is the whole length.
+    """
+    if window == length > 0:
+        return [0]
+    if not 0 <= overlap < window <= length:
+        raise ValueError(f"need 0 <= overlap < window <= length, got overlap {overlap}, window {window}, length {length}")
+    last = length - window
+    return [*range(0, last, window - overlap), last]
+
+
+def apply_in_windows(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    window: tuple[int, int],
+    overlap: int,
+    scale_in: int = 1,
+    scale_out: int = 1,
+    batch_size: int = 1,
+) -> Tensor:
+    """`function` applied to `x` window by window, blended by linear ramps where windows overlap.
+
+    Every picture is processed by itself, so that its result does not depend, to the bit, on what else is in the batch.
+    Where one window covers `x` the result is `function(x)`, whatever `batch_size` says.
+
+    Args:
+        function: (b, C, wh, ww) to (b, C2, wh * scale_out / scale_in, ww * scale_out / scale_in).
+        x: (B, C, H, W).
+        window: height and width of a window, in elements of `x`.
+        overlap: what neighbouring windows share at least, along both axes, in elements of `x`.
+        scale_in: elements of `x` per position of the common grid; divides H, W, `window` and `overlap`.
+        scale_out: elements of the result per position of that grid.
+        batch_size: windows in one call of `function`.
+
+    Returns:
+        (B, C2, H * scale_out / scale_in, W * scale_out / scale_in), in the dtype of the function's results.
+
+    Raises:
+        ValueError: no windows cover `x` (see `starts`), or a length is not a multiple of `scale_in`.
+    """
+    height, width = x.shape[-2:]
+    if any(length % scale_in for length in (height, width, *window, overlap)):
+        raise ValueError(f"size {height}x{width}, window {window} and overlap {overlap} must be multiples of {scale_in}")
+    rows, columns = starts(height, window[0], overlap), starts(width, window[1], overlap)
+    if len(rows) == len(columns) == 1:
+        return function(x)
+
+    def scaled(length: int) -> int:
+        return length // scale_in * scale_out
+
+    wide = torch.promote_types(x.dtype, torch.float32)  # half precision would lose bits in every sum
+    row_weights = _weights([scaled(row) for row in rows], scaled(window[0])).to(x.device, wide)
+    column_weights = _weights([scaled(column) for column in columns], scaled(window[1])).to(x.device, wide)
+    cells = [(i, j) for i in range(len(rows)) for j in range(len(columns))]
+    results = []
+    for picture in x:
+        canvas: Tensor | None = None
+        for chunk in (cells[first : first + batch_size] for first in range(0, len(cells), batch_size)):
+            crops = [picture[:, rows[i] : rows[i] + window[0], columns[j] : columns[j] + window[1]] for i, j in chunk]
+            outputs = function(torch.stack(crops))
+            if canvas is None:
+                canvas = outputs.new_zeros(outputs.shape[1], scaled(height), scaled(width), dtype=wide)
+            for (i, j), output in zip(chunk, outputs, strict=True):
+                top, left = scaled(rows[i]), scaled(columns[j])
+                weight = row_weights[i][:, None] * column_weights[j]
+                canvas[:, top : top + output.shape[1], left : left + output.shape[2]] += output * weight
+        assert canvas is not None
+        results.append(canvas.to(outputs.dtype))
+    return torch.stack(results)
+
+
+def _weights(positions: list[int], window: int) -> Tensor:
+    """Blending weights (len(positions), window) along one axis, float64, that sum to 1 at every element of the axis.
+
+    Each window rises linearly over what it shares with the one before and falls over what it shares with the next: two ramps add up
+    to 1. Near the end three windows can meet, as the last one is shifted back; dividing by the sum settles that.
+    """
+    weights = torch.ones(len(positions), window, dtype=torch.float64)
+    for index in range(len(positions) - 1):
+        shared = positions[index] + window - positions[index + 1]
+        if shared:
+            ramp = (torch.arange(shared, dtype=torch.float64) + 0.5) / shared
+            weights[index, -shared:] *= 1 - ramp
+            weights[index + 1, :shared] *= ramp
+    total = torch.zeros(positions[-1] + window, dtype=torch.float64)
+    for position, weight in zip(positions, weights, strict=True):
+        total[position : position + window] += weight
+    return torch.stack([weight / total[position : position + window] for position, weight in zip(positions, weights, strict=True)])
