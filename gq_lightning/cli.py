@@ -4,7 +4,7 @@ What every run has stands here: the links by which a width or an image size is t
 folder runs/NAME with config.yaml, checkpoints, TensorBoard events, metrics.json, reconstructions.png and tokenizer/.
 """
 
-import os
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -62,7 +62,9 @@ class CommandLine(LightningCLI):
         parser.add_argument("--name", default="default", help="name of the run; its folder is RUNS/NAME")
         parser.add_argument("--runs", default="runs", help="folder of all runs")
         parser.add_argument("--overwrite", type=bool, default=False, help="let fit write over a run of the same name")
-        parser.add_argument("--ema_decay", type=float | None, default=None, help="decay of an average of the weights, for evaluation and export")
+        parser.add_argument(
+            "--ema_decay", type=float | None, default=None, help="decay of an average of the weights, for evaluation and export"
+        )
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process; null leaves it to torch")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -97,7 +99,8 @@ class CommandLine(LightningCLI):
         if not written.exists() or self._get(self.config, "ckpt_path") or self._get(self.config, "trainer.fast_dev_run"):
             return
         if not self._get(self.config, "overwrite"):
-            raise UserError(f"{run}: a run is there already; --ckpt_path last resumes it, --overwrite true replaces it, --name chooses another")
+            choices = "--ckpt_path last resumes it, --overwrite true replaces it, --name chooses another"
+            raise UserError(f"{run}: a run is there already; {choices}")
         for path in [*run.glob("events.out.tfevents.*"), *run.glob("checkpoints/*.ckpt"), run / "metrics.json", written]:
             path.unlink(missing_ok=True)
 
@@ -125,8 +128,8 @@ def main(args: list[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0
-    # a hint about somebody's product at every start, and one about our choice of workers
-    os.environ.setdefault("LITLOGGER_TIP", "0")
+    # advice about a product, and about workers where photographs in memory need none
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     try:

@@ -24,7 +24,7 @@ def _weights(arguments: argparse.Namespace) -> None:
     for name in weights.WEIGHTS:
         weights.fetch(name)
     for name, path, size, sha256 in weights.report():
-        table.add_row(name, f"{size / 1e6:.1f}", sha256[:16] + "…", str(path))
+        table.add_row(name, f"{(size or 0) / 1e6:.1f}", sha256[:16] + "…", str(path))
     Console(soft_wrap=True).print(table)
 
 
@@ -56,7 +56,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     convert(tokenizer)
     tokenizer.save_pretrained(arguments.out)
     quantizer = tokenizer.quantizer
-    print(f"{arguments.out}: {type(tokenizer.backbone).__name__}, {quantizer.tokens_per_position} tokens of {quantizer.codebook_size} per position")
+    geometry = f"{quantizer.tokens_per_position} tokens of {quantizer.codebook_size} per position"
+    print(f"{arguments.out}: {type(tokenizer.backbone).__name__}, {geometry}")
 
 
 def _encode(arguments: argparse.Namespace) -> None:
@@ -132,8 +133,12 @@ def _parser() -> argparse.ArgumentParser:
         **shared(),
         images={"positional": True, "nargs": "+", "type": Path, "help": "pictures or folders of them"},
         out={"type": Path, "required": True, "metavar": "DIR", "help": "folder of the token files"},
-        fit={"choices": get_args(Fit), "default": "pad", "help": "pad: keep the size, pad to the grid, cut back on decoding; "
-             "resize: shorter side to --size and centre crop; crop: centre crop to the grid"},
+        fit={
+            "choices": get_args(Fit),
+            "default": "pad",
+            "help": "pad: keep the size, pad to the grid, cut back on decoding; "
+            "resize: shorter side to --size and centre crop; crop: centre crop to the grid",
+        },
         size={"type": int, "metavar": "PIXELS", "help": "for --fit resize"},
         deterministic={"action": "store_true", "help": "tokens independent of batching, to the bit"},
         tile=dict(tile),

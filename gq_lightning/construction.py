@@ -4,10 +4,12 @@
 jsonargparse reading that form back: configs and saved tokenizers share one instantiation system.
 """
 
+import importlib
 import inspect
+import sys
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 
 from gq_lightning.errors import UserError
 
@@ -47,7 +49,7 @@ def describe(value: Any) -> Any:
 def public_path(cls: type) -> str:
     """``package.subpackage.Class`` where the package exports it, so that files survive a move of the module."""
     package = cls.__module__.rpartition(".")[0]
-    exported = getattr(inspect.importlib.import_module(package), cls.__name__, None) if package else None  # type: ignore[attr-defined]
+    exported = getattr(importlib.import_module(package), cls.__name__, None) if package else None
     return f"{package if exported is cls else cls.__module__}.{cls.__qualname__}"
 
 
@@ -62,6 +64,10 @@ def build(base: type[T], description: dict[str, Any], source: str) -> T:
     Raises:
         UserError: the class is not a `base` of this package or of an imported module, or its arguments do not fit.
     """
+    for path in _class_paths(description):
+        module = path.rpartition(".")[0]
+        if module.split(".")[0] != "gq_lightning" and module not in sys.modules:
+            raise UserError(f"{source}: {path} is not a class of gq_lightning; import {module or path!r} first if you trust it")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("object", type=base)
     try:
@@ -72,4 +78,9 @@ def build(base: type[T], description: dict[str, Any], source: str) -> T:
         raise UserError(f"{source}: cannot build a {base.__name__} from {description.get('class_path')!r}: {first}") from error
 
 
-__all__ = ["Namespace", "Recorded", "build", "describe", "public_path"]
+def _class_paths(description: Any) -> list[str]:
+    """All classes that a description names: building it would import their modules, and importing runs code."""
+    if isinstance(description, dict):
+        own = [str(description["class_path"])] if "class_path" in description else []
+        return own + [path for value in description.values() for path in _class_paths(value)]
+    return [path for item in description for path in _class_paths(item)] if isinstance(description, list) else []

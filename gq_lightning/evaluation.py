@@ -69,8 +69,9 @@ def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Im
         result: their reconstructions.
         scale: enlargement of small images, by whole pixels; None picks one that shows them at about 128 pixels.
     """
-    rows = [("original", images), ("Gaussian", result.gaussian), ("quantised", result.images)]
-    rows = [(label, row) for label, row in rows if row is not None]
+    rows = [("original", images), ("quantised", result.images)]
+    if result.gaussian is not None:
+        rows.insert(1, ("Gaussian", result.gaussian))
     height, width = images.shape[-2:]
     scale = scale or max(1, round(128 / height))
     margin, gap = 96, 4

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -55,7 +55,9 @@ def write_folder(folder: str | Path, description: dict[str, Any], state: dict[st
         for name in contents:
             os.replace(folder / f".{name}.tmp", folder / name)
     except OSError as error:
-        raise UserError(f"{folder}: the tokenizer cannot be written there ({error.strerror}); what was there before is unchanged") from error
+        raise UserError(
+            f"{folder}: the tokenizer cannot be written there ({error.strerror}); what was there before is unchanged"
+        ) from error
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

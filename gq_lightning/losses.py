@@ -40,7 +40,7 @@ class ReconstructionLoss(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             error = reconstructions.float() - images.float()
             distance = error.abs() if self.pixel == "l1" else error.square()
-            parts = {self.pixel: distance.detach().mean()}
+            parts: dict[str, Tensor] = {self.pixel: distance.detach().mean()}
             if self.lpips is not None:
                 perceptual = self.lpips(reconstructions.float(), images.float())  # (B,)
                 parts["lpips"] = perceptual.detach().mean()

@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from rich.table import Table
 
 # name, heading, format
-PAIRED = (("psnr", "PSNR (dB)", ".2f"), ("ssim", "SSIM", ".4f"), ("ms_ssim", "MS-SSIM", ".4f"), ("lpips", "LPIPS", ".4f"), ("rfid", "rFID", ".2f"))
+PAIRED = (
+    ("psnr", "PSNR (dB)", ".2f"),
+    ("ssim", "SSIM", ".4f"),
+    ("ms_ssim", "MS-SSIM", ".4f"),
+    ("lpips", "LPIPS", ".4f"),
+    ("rfid", "rFID", ".2f"),
+)
 SINGLE = (
     ("bits_per_pixel", "bits per pixel", ".4g"),
     ("bits_mean", "bits per token, mean", ".2f"),
@@ -23,8 +29,9 @@ def metrics_table(values: Mapping[str, float], title: str) -> Table:
     both = "gaussian_psnr" in values
     table = Table("metric", "tokens", *(["Gaussian VAE"] if both else []), title=title, title_justify="left")
     for name, heading, form in PAIRED:
+        columns = [name, f"gaussian_{name}"] if both else [name]
         if name in values:
-            table.add_row(heading, *(format(values[key], form) if key in values else "-" for key in ([name, f"gaussian_{name}"] if both else [name])))
+            table.add_row(heading, *(format(values[column], form) if column in values else "-" for column in columns))
     table.add_section()
     for name, heading, form in SINGLE:
         if name in values:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -27,6 +27,7 @@ from gq_lightning.construction import Recorded, build, describe
 from gq_lightning.errors import UserError
 from gq_lightning.losses import ReconstructionLoss
 from gq_lightning.metrics import ReconstructionMetrics
+from gq_lightning.optimization import Schedule, adamw
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.windows import apply_in_windows
 
@@ -73,12 +74,12 @@ class ImageTokenizer(Recorded, LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
-        schedule: Literal["constant", "cosine"] = "constant",
+        schedule: Schedule = "constant",
     ) -> None:
         super().__init__()
         self.backbone, self.loss = backbone, loss
         self.attach(quantizer)
-        self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.metrics: ReconstructionMetrics | None = None
 
@@ -187,7 +188,9 @@ class ImageTokenizer(Recorded, LightningModule):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the description and the weights: tokens are only worth something together with the tokenizer of this fingerprint."""
-        digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
+        # 1 and 1.0 are the same argument
+        description = json.loads(json.dumps(self.description()), parse_int=float)
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
         for name, tensor in sorted(self._weights().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -201,8 +204,8 @@ class ImageTokenizer(Recorded, LightningModule):
             "downsampling": self.downsampling,
             "fingerprint": self.fingerprint,
         }
-        if (recipe := getattr(self.quantizer, "recipe", None)) is not None:
-            facts["codebook"] = {"recipe": recipe, "sha256": bytes(self.quantizer.codebook_fingerprint.tolist()).hex()}
+        if isinstance(codebook := getattr(self.quantizer, "codebook_fingerprint", None), Tensor):
+            facts["codebook"] = {"recipe": self.quantizer.recipe, "sha256": bytes(codebook.tolist()).hex()}
         hub.write_folder(folder, self.description(), self._weights(), facts)
 
     @classmethod
@@ -300,28 +303,9 @@ class ImageTokenizer(Recorded, LightningModule):
         return self.encode(batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
         steps = self.trainer.estimated_stepping_batches if self.schedule == "cosine" else math.inf
-        if self.schedule == "cosine" and not math.isfinite(steps):
-            raise UserError("model.schedule: cosine needs an end: set trainer.max_steps or trainer.max_epochs")
-
-        def factor(step: int) -> float:
-            warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
-            cosine = 1.0 if self.schedule == "constant" else 0.505 + 0.495 * math.cos(math.pi * min(1.0, step / steps))
-            return warmup * cosine
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(self, self.learning_rate, self.betas, self.weight_decay, self.warmup_steps, self.schedule, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # a checkpoint alone suffices to make the tokenizer again; plain data, so that it loads with weights_only
         checkpoint["tokenizer"] = self.description()
-
-    def state_of(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tokenizer's own weights of a checkpoint."""
-        return {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("loss.")}

@@ -71,8 +71,12 @@ def test_psnr_is_the_mean_over_images_of_clamped_ones():
     assert candidates.abs().max() > 1
     metrics = new()
     metrics.update(images, candidates, random_tokens(3))
-    expected = [peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(channels_last(images), channels_last(candidates), strict=True)]
-    by_hand = [10 * math.log10(255**2 / numpy.mean((a - b) ** 2)) for a, b in zip(channels_last(images), channels_last(candidates), strict=True)]
+    expected = [
+        peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(channels_last(images), channels_last(candidates), strict=True)
+    ]
+    by_hand = [
+        10 * math.log10(255**2 / numpy.mean((a - b) ** 2)) for a, b in zip(channels_last(images), channels_last(candidates), strict=True)
+    ]
     assert expected == pytest.approx(by_hand)
     assert metrics.compute()["psnr"] == pytest.approx(numpy.mean(expected), abs=1e-4)
 
@@ -187,7 +191,7 @@ def test_rfid_against_numpy_on_the_same_features(monkeypatch):
     assert "3 images for 2048 features" in metrics.protocol()["rfid_note"]
 
 
-def test_inception_features_are_those_of_torch_fidelity_on_rounded_images():
+def test_inception_sees_images_rounded_to_whole_numbers():
     images = on_255(pictures(1))
     features = frechet.inception_features(images)
     assert features.dtype == torch.float64

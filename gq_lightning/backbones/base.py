@@ -1,7 +1,7 @@
 """Backbone: an encoder from images to features and a decoder from latents to images.
 
-    images (B, 3, H, W) --encode--> features (B, encoder_channels, h, w)
-    latents (B, latent_channels, h, w) --decode--> images (B, 3, H, W),     h = H / downsampling
+images (B, 3, H, W) --encode--> features (B, encoder_channels, h, w)
+latents (B, latent_channels, h, w) --decode--> images (B, 3, H, W),     h = H / downsampling
 """
 
 from abc import ABC, abstractmethod

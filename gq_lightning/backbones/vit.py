@@ -1,7 +1,7 @@
 """VisionTransformer: the transformer autoencoder of BSQ-ViT, https://arxiv.org/abs/2406.07548 (Zhao et al. 2024).
 
-    image -> patches -> linear -> transformer -> linear -> features (a map: no other file knows of sequences)
-    latents -> linear -> transformer -> linear, tanh, linear -> patches -> image
+image -> patches -> linear -> transformer -> linear -> features (a map: no other file knows of sequences)
+latents -> linear -> transformer -> linear, tanh, linear -> patches -> image
 """
 
 from typing import cast

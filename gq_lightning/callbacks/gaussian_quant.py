@@ -1,6 +1,6 @@
 """The Gaussian Quant post-training hook (https://arxiv.org/abs/2512.06609): when fit ends, the Gaussian VAE becomes a VQ-VAE.
 
-    fit ends -> freeze the encoder -> attach the random codebook -> write tokenizer/ -> measure both -> metrics.json, reconstructions.png
+fit ends -> freeze the encoder -> attach the random codebook -> write tokenizer/ -> measure both -> metrics.json, reconstructions.png
 """
 
 import time
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gq_lightning.data import ImageDataModule
 from gq_lightning.evaluation import draw, evaluate, save_picture, some_images, write_metrics
-from gq_lightning.quantizers import Quantizer
+from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.report import metrics_table
 from gq_lightning.tokenizer import ImageTokenizer
 
@@ -35,7 +35,7 @@ class GaussianQuant(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, ImageTokenizer)
-        if trainer.fast_dev_run or trainer.sanity_checking:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         training_seconds = round(time.perf_counter() - self._begin, 2)
         convert(pl_module, self.quantizer.to(pl_module.device) if self.quantizer is not None else None)
@@ -63,7 +63,9 @@ class GaussianQuant(Callback):
             images = some_images(data.evaluation_set(), self.columns).to(pl_module.device)
             save_picture(draw(images, pl_module.eval().reconstruct(images)), run / "reconstructions.png")
         console = Console()
-        console.print(metrics_table(values, title=f"{pl_module.quantizer.bits_per_position:g} bits per position, {values['images']} images"))
+        console.print(
+            metrics_table(values, title=f"{pl_module.quantizer.bits_per_position:g} bits per position, {values['images']} images")
+        )
         for name in ("metrics.json", "reconstructions.png", "tokenizer"):
             console.print(f"  {run / name}", soft_wrap=True)
 

@@ -27,9 +27,12 @@ class TDC(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, ImageTokenizer)
-        if not isinstance(getattr(pl_module.quantizer, "tdc", None), TargetDivergence):
-            raise UserError(f"trainer.callbacks: TDC needs a Gaussian quantizer, not {type(pl_module.quantizer).__name__}: remove one of them")
-        self._pending, self._step = [], trainer.global_step
+        tdc = getattr(pl_module.quantizer, "tdc", None)
+        if not isinstance(tdc, TargetDivergence):
+            raise UserError(
+                f"trainer.callbacks: TDC needs a Gaussian quantizer, not {type(pl_module.quantizer).__name__}: remove one of them"
+            )
+        self._tdc, self._pending, self._step = tdc, [], trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         bits = outputs["diagnostics"]["bits"]
@@ -39,7 +42,7 @@ class TDC(Callback):
         self._step = trainer.global_step
         local, self._pending = torch.stack(self._pending), []
         statistics = torch.stack([local[:, 0].amin(), local[:, 1].amax(), local[:, 2].sum(), local[:, 3].sum()])
-        ranks = pl_module.all_gather(statistics).view(-1, 4)
-        tdc: TargetDivergence = pl_module.quantizer.tdc
+        ranks = torch.as_tensor(pl_module.all_gather(statistics)).view(-1, 4)
+        tdc = self._tdc
         tdc.update(ranks[:, 0].amin(), ranks[:, 2].sum() / ranks[:, 3].sum(), ranks[:, 1].amax())
         pl_module.log_dict({f"tdc/{name}": multiplier for name, multiplier in tdc.named_buffers()})

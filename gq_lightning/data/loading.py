@@ -79,7 +79,10 @@ class Loader(DataLoader[Any]):
         empty = True
         for batch in super().__iter__():
             if isinstance(batch, UserError):
-                raise batch
+                try:
+                    raise batch
+                finally:  # else the error would hold this frame and this frame the error, and the workers would outlive both
+                    del batch
             if len(batch):
                 empty = False
                 yield batch

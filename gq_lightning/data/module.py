@@ -1,7 +1,7 @@
 """ImageDataModule: two picture sets and everything that is the same for all of them.
 
-    training_set()   -> shuffled, cropped at random, whole batches (B, 3, image_size, image_size) in [-1, 1]
-    evaluation_set() -> in order, every picture exactly once on one of the ranks; validation, test and prediction
+training_set()   -> shuffled, cropped at random, whole batches (B, 3, image_size, image_size) in [-1, 1]
+evaluation_set() -> in order, every picture exactly once on one of the ranks; validation, test and prediction
 """
 
 import os
@@ -117,7 +117,7 @@ class ImageDataModule(Recorded, LightningDataModule, ABC):
         workers = min(self.workers, _cores())
         return Loader(
             pictures,
-            batch_size,
+            batch_size=batch_size,  # by name: Lightning replaces it in prediction
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -43,6 +43,8 @@ class Photographs(ImageDataModule):
         workers: processes that cut crops, at most one a core; the main process cuts thousands of 64 pixels a second.
         skip_broken: without effect, as the photographs are all read at the start.
         crops_per_epoch: training crops in an epoch.
+        augment: beside a flip, turn, permute the colours, invert and stretch the contrast of training crops at random: 18
+            photographs hold few colours, and those of other photographs are to be reconstructed.
     """
 
     def __init__(
@@ -53,14 +55,15 @@ class Photographs(ImageDataModule):
         workers: int = 0,
         skip_broken: bool = False,
         crops_per_epoch: int = 8192,
+        augment: bool = True,
     ) -> None:
         super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken)
         if crops_per_epoch < 1:
             raise UserError(f"data.crops_per_epoch {crops_per_epoch}: give a positive number")
-        self.crops_per_epoch = crops_per_epoch
+        self.crops_per_epoch, self.augment = crops_per_epoch, augment
 
     def training_set(self) -> PictureSet:
-        return RandomCrops(self.image_size, self.crops_per_epoch)
+        return RandomCrops(self.image_size, self.crops_per_epoch, self.augment)
 
     def evaluation_set(self) -> PictureSet:
         return GridCrops(self.image_size)
@@ -97,10 +100,10 @@ class GridCrops(PictureSet):
 
 
 class RandomCrops(PictureSet):
-    """`count` random squares, some flipped: every item is drawn anew from torch's random numbers, whatever its index."""
+    """`count` random squares, flipped and augmented: every item is drawn anew from torch's random numbers, whatever its index."""
 
-    def __init__(self, size: int, count: int) -> None:
-        self.side, self.count = size, count
+    def __init__(self, size: int, count: int, augment: bool = False) -> None:
+        self.side, self.count, self.augment = size, count, augment
         self.split, self.resize, self.crop = "training photographs", "several scales", "random, random flip"
         self.photographs = [_pixels(resize_shorter(picture, side)) for picture, _ in map(_load, TRAINING) for side in _sides(picture, size)]
         if not self.photographs:
@@ -113,13 +116,30 @@ class RandomCrops(PictureSet):
         photograph = self.photographs[_below(len(self.photographs))]
         top, left = (_below(side - self.side + 1) for side in photograph.shape[1:])
         square = photograph[:, top : top + self.side, left : left + self.side]
-        return scale_pixels(square.flip(2) if _below(2) else square)
+        image = scale_pixels(square.flip(2) if _below(2) else square)
+        return _augmented(image) if self.augment else image
 
     def name(self, index: int) -> str:
         return f"crop-{index}"
 
     def size(self, index: int) -> int:
         return 3 * self.side * self.side
+
+
+def _augmented(image: Tensor) -> Tensor:
+    """Each change by the toss of a coin: upside down, transposed, colours permuted, inverted, contrast and brightness."""
+    if _below(2):
+        image = image.flip(1)
+    if _below(2):
+        image = image.transpose(1, 2)
+    if _below(2):
+        image = image[torch.randperm(3)]
+    if _below(2):
+        image = -image
+    if _below(2):
+        contrast, brightness, mean = 0.5 + torch.rand(()), 0.3 * torch.randn(()), image.mean()
+        image = (mean + contrast * (image - mean) + brightness).clamp(-1, 1)
+    return image.contiguous()
 
 
 def _sides(picture: Image.Image, size: int) -> list[int]:

@@ -1,8 +1,8 @@
 """Quantizer: features to latents (in training), to tokens and back (everywhere else). Three verbs, on the last axis of any shape:
 
-    features (..., encoder_channels) --forward-----> Quantized.latents (..., latent_channels)    the training relaxation
-    features (..., encoder_channels) --tokenize----> tokens (..., tokens_per_position) int64
-    tokens (..., tokens_per_position) --detokenize-> latents (..., latent_channels)              what a receiver decodes
+features (..., encoder_channels) --forward-----> Quantized.latents (..., latent_channels)    the training relaxation
+features (..., encoder_channels) --tokenize----> tokens (..., tokens_per_position) int64
+tokens (..., tokens_per_position) --detokenize-> latents (..., latent_channels)              what a receiver decodes
 """
 
 from abc import ABC, abstractmethod

@@ -47,7 +47,7 @@ class GaussianQuantizer(Quantizer):
 
     def __init__(
         self,
-        bits_per_position: float = 16,
+        bits_per_position: int = 16,
         latent_channels: int = 16,
         codebook_size: int = 65536,
         codebook: Generator = "iid",
@@ -71,10 +71,10 @@ class GaussianQuantizer(Quantizer):
         tokens = round(bits_per_position / bits)
         # half a bit a token is the TDC's own tolerance: 64 000 codewords serve 16 bits, 32 768 do not
         if tokens < 1 or abs(bits_per_position - tokens * bits) > 0.5 * tokens:
-            fit = max(tokens, 1) * bits
+            count = max(tokens, 1)
             raise UserError(
-                f"bits_per_position: {bits_per_position:g} is not a whole number of tokens of {bits:g} bits (codebook_size {codebook_size}):"
-                f" use {fit:g}, or a codebook of 2^{bits_per_position / max(tokens, 1):g}"
+                f"bits_per_position: {bits_per_position:g} is not a whole number of tokens of {bits:g} bits, codebook_size being"
+                f" {codebook_size}: use {count * bits:g} bits or a codebook of 2^{bits_per_position / count:g}"
             )
         if latent_channels % tokens:
             raise UserError(
@@ -142,9 +142,9 @@ class GaussianQuantizer(Quantizer):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         saved = state_dict.get(prefix + "codebook_fingerprint")
         if saved is not None and not torch.equal(saved.cpu(), self.codebook_fingerprint.cpu()):
+            ours, theirs = (bytes(value.tolist()).hex()[:16] for value in (self.codebook_fingerprint, saved))
             raise UserError(
-                f"the saved tokens and weights belong to another codebook: this recipe ({self.recipe}) gives SHA-256"
-                f" {bytes(self.codebook_fingerprint.tolist()).hex()[:16]}…, theirs is {bytes(saved.tolist()).hex()[:16]}…; restore the recipe"
+                f"these weights belong to another codebook, of SHA-256 {theirs}…; the configured one, {self.recipe}, is {ours}…: restore it"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

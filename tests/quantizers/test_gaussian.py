@@ -159,7 +159,9 @@ def test_bad_arguments_name_the_field(arguments: dict, field: str) -> None:
         GaussianQuantizer(**arguments)
 
 
-@pytest.mark.parametrize("tokens", [torch.tensor([[256]]), torch.tensor([[-1]]), torch.tensor([[0, 0]]), torch.tensor([[0.0]]), torch.tensor(3)])
+@pytest.mark.parametrize(
+    "tokens", [torch.tensor([[256]]), torch.tensor([[-1]]), torch.tensor([[0, 0]]), torch.tensor([[0.0]]), torch.tensor(3)]
+)
 def test_bad_tokens(tokens: torch.Tensor) -> None:
     with pytest.raises(UserError, match="tokens"):
         GaussianQuantizer(8, latent_channels=2, codebook_size=256).detokenize(tokens)

@@ -36,7 +36,9 @@ def test_reference_trajectory_by_hand() -> None:
     assert multipliers(tdc) == [1, 2, 1], "lambda_min stops at 1 from below, lambda_max from above"
 
 
-@pytest.mark.parametrize(("variant", "low", "high"), [("paper", [1e-3] * 3, [1e3] * 3), ("reference", [1e-3, 0, 1], [1, float("inf"), 1e3])])
+@pytest.mark.parametrize(
+    ("variant", "low", "high"), [("paper", [1e-3] * 3, [1e3] * 3), ("reference", [1e-3, 0, 1], [1, float("inf"), 1e3])]
+)
 def test_limits(variant: str, low: list[float], high: list[float]) -> None:
     for statistic, limits in ((0.0, low), (100.0, high)):
         tdc = TargetDivergence(16, beta=2.0, variant=variant)  # type: ignore[arg-type]

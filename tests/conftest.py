@@ -1,0 +1,36 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from small import small_tokenizer
+
+from gq_lightning import ImageTokenizer
+
+# what Lightning says of its own dependencies and of a machine without many cores; everything of ours stays an error
+LIGHTNING = (
+    "ignore:.*does not have many workers.*",
+    "ignore:.*LeafSpec.*:FutureWarning",
+    "ignore:.*LeafSpec.*",
+    "ignore:.*args parameter is intended to run from within Python.*",
+    "ignore:.*exists and is not empty.*",
+    "ignore:.*dataloader is not resumable.*",
+    "ignore:.*callbacks used to create the checkpoint need to be provided.*",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for line in LIGHTNING:
+            item.add_marker(pytest.mark.filterwarnings(line))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    torch.set_num_threads(1)
+    yield
+
+
+@pytest.fixture(params=["vit", "unet"])
+def tokenizer(request: pytest.FixtureRequest) -> ImageTokenizer:
+    """A small untrained tokenizer: ViT (fixed window of 32 pixels) or UNet (any multiple of 8), 2 tokens of 8 bits."""
+    return small_tokenizer(request.param)

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gq_lightning.data import ImageFolder, ImageNet
+from gq_lightning.data.folders import position
+from gq_lightning.errors import UserError
+
+
+def fill(folder: Path, names: list[str], size: tuple[int, int] = (8, 8)) -> None:
+    for index, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+
+
+def names(pictures: object) -> list[str]:
+    return [pictures.name(index) for index in range(len(pictures))]  # type: ignore[attr-defined, arg-type]
+
+
+def test_hashed_split(tmp_path: Path) -> None:
+    everything = sorted(f"{i % 3}/{i}.png" for i in range(200))
+    fill(tmp_path / "a", everything)
+    data = ImageFolder(str(tmp_path / "a"), validation_share=0.2, image_size=8)
+    training, held_out = names(data.training_set()), names(data.evaluation_set())
+    assert sorted(training + held_out) == everything and not set(training) & set(held_out)
+    assert 20 <= len(held_out) <= 60  # 40 expected, standard deviation 5.7
+    fill(tmp_path / "b", [*everything, "new/1.png", "new/2.png"])  # elsewhere, and grown
+    grown = names(ImageFolder(str(tmp_path / "b"), validation_share=0.2).evaluation_set())
+    assert [name for name in grown if not name.startswith("new")] == held_out
+
+
+def test_position_is_pinned() -> None:
+    # printf a.png | sha256sum: another rule would move pictures between the splits of published results
+    assert position("a.png") == 0x7F071235805F / 16**12
+
+
+def test_small_folder_still_has_both_splits(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.png", "b.png"])
+    data = ImageFolder(str(tmp_path), validation_share=1e-9)
+    assert len(data.training_set()) == len(data.evaluation_set()) == 1
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(UserError, match="no pictures left to train on"):
+        ImageFolder(str(tmp_path)).training_set()
+
+
+def test_validation_root(tmp_path: Path) -> None:
+    fill(tmp_path / "a", ["1.png", "2.png"])
+    fill(tmp_path / "b", ["3.png"])
+    data = ImageFolder(str(tmp_path / "a"), validation_root=str(tmp_path / "b"))
+    assert names(data.training_set()) == ["1.png", "2.png"] and names(data.evaluation_set()) == ["3.png"]
+
+
+def test_image_folder_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        ImageFolder(str(tmp_path / "nowhere")).train_dataloader()
+    with pytest.raises(UserError, match="has no pictures"):
+        ImageFolder(str(tmp_path)).val_dataloader()
+    for share in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match=r"data.validation_share"):
+            ImageFolder(str(tmp_path), validation_share=share)
+
+
+def test_imagenet_flat_or_in_classes(tmp_path: Path) -> None:
+    fill(tmp_path, ["train/n01/a.JPEG", "train/n02/b.JPEG", "val/ILSVRC2012_val_00000001.JPEG"])
+    data = ImageNet(str(tmp_path), image_size=8)
+    assert names(data.training_set()) == ["n01/a.JPEG", "n02/b.JPEG"]
+    assert names(data.evaluation_set()) == ["ILSVRC2012_val_00000001.JPEG"]
+    fill(tmp_path, ["val/n01/c.JPEG"])
+    assert names(data.evaluation_set()) == ["ILSVRC2012_val_00000001.JPEG", "n01/c.JPEG"]
+    with pytest.raises(UserError, match=r"train is not a folder: data.root must hold train"):
+        ImageNet(str(tmp_path / "val")).training_set()
+
+
+def test_evaluation_crop_is_the_centre(tmp_path: Path) -> None:
+    fill(tmp_path, ["val/a.png"], size=(8, 12))
+    pixels = np.asarray(Image.open(tmp_path / "val" / "a.png"))
+    image = ImageNet(str(tmp_path), image_size=8).evaluation_set()[0]
+    assert torch.equal(image, torch.from_numpy(pixels[:, 2:10].copy()).permute(2, 0, 1) / 127.5 - 1)
+
+
+def test_training_crops(tmp_path: Path) -> None:
+    fill(tmp_path, ["train/a.png"], size=(16, 20))
+    pixels = torch.from_numpy(np.asarray(Image.open(tmp_path / "train" / "a.png")).copy()).permute(2, 0, 1) / 127.5 - 1
+    windows = [pixels[:, :, left : left + 16] for left in range(5)]
+    possible = windows + [window.flip(2) for window in windows]
+    plain = ImageNet(str(tmp_path), crop="plain", image_size=16).training_set()
+    crops = [plain[0] for _ in range(100)]
+    seen = {next(i for i, window in enumerate(possible) if torch.equal(window, crop)) for crop in crops}
+    assert len(seen) > 6  # ten are possible
+    resized = ImageNet(str(tmp_path), image_size=16).training_set()
+    torch.manual_seed(0)
+    first = resized[0]
+    assert first.shape == (3, 16, 16) and first.min() >= -1 and first.max() <= 1 and not torch.equal(first, resized[0])
+    torch.manual_seed(0)
+    assert torch.equal(first, resized[0])
+    with pytest.raises(UserError, match=r"data.scale"):
+        ImageNet(str(tmp_path), scale=(1.0, 0.5))

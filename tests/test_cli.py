@@ -1,0 +1,218 @@
+"""The command line as a user calls it, on the shipped photographs at 32 pixels and a few steps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from small import CONFIGS
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gq_lightning import ImageTokenizer
+from gq_lightning.cli import main
+
+SMOKE = [
+    *("--config", str(CONFIGS / "base.yaml")),
+    *("--config", str(CONFIGS / "backbone/vit_small.yaml")),
+    *("--config", str(CONFIGS / "data/photographs.yaml")),
+    *("--config", str(CONFIGS / "scale/smoke.yaml")),
+    *("--config", str(CONFIGS / "machine/cpu.yaml")),
+    "--model.backbone.init_args.width=32",
+    "--model.backbone.init_args.layers=1",
+    "--model.quantizer.init_args.codebook_size=256",
+    "--model.quantizer.init_args.latent_channels=4",
+    "--trainer.enable_progress_bar=false",
+]
+# the hook's rFID needs minutes of CPU here; tests/metrics measures it
+HOOK = ["--trainer.callbacks=gq_lightning.callbacks.TDC", "--trainer.callbacks+=gq_lightning.callbacks.GaussianQuant"]
+FIT = ["fit", *SMOKE, *HOOK, "--trainer.callbacks.rfid=false", "--trainer.callbacks.columns=3"]
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished smoke run."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.filters", [("ignore", None, Warning, None, 0)])
+        assert main([*FIT, f"--runs={runs}", "--name=smoke", "--ema_decay=0.9"]) == 0
+    return runs / "smoke"
+
+
+def test_run_folder(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name in (
+        *("psnr", "ssim", "ms_ssim", "lpips", "bits_per_pixel", "codebook_usage", "gaussian_psnr", "gaussian_lpips"),
+        *("bits_min", "bits_mean", "bits_max", "share_within_alpha", "images", "seconds"),
+    ):
+        assert isinstance(metrics[name], int | float), name
+    assert metrics["bits_per_pixel"] == 0.25
+    assert metrics["bits_min"] <= metrics["bits_mean"] <= metrics["bits_max"]
+    assert metrics["protocol"]["data"]["split"] == "held-out photographs"
+    assert size(run / "reconstructions.png")[0] > 300
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["image_size"] == 32
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_tensorboard_events(run: Path) -> None:
+    events = EventAccumulator(str(run)).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"loss", "loss/reconstruction", "loss/penalty", "val/psnr", "val/gaussian_psnr", "images_per_second"} <= scalars
+    assert {"tdc/lambda_min", "tdc/lambda_mean", "tdc/lambda_max", "bits/min", "bits/mean", "bits/max", "final/psnr"} <= scalars
+    assert events.Tags()["histograms"] == ["bits_per_token"]
+    assert events.Tags()["images"] == ["reconstructions"]
+    # 20 steps of a factor 1.01 up or down, logged every 5
+    moves = {round(np.log(event.value) / np.log(1.01)) for event in events.Scalars("tdc/lambda_mean")}
+    assert moves
+    assert moves <= set(range(-20, 21))
+
+
+def test_exported_tokenizer_is_the_trained_one(run: Path) -> None:
+    tokenizer = ImageTokenizer.from_pretrained(run / "tokenizer")
+    assert tokenizer.fingerprint == json.loads((run / "metrics.json").read_text())["tokenizer_fingerprint"]
+    assert tokenizer.window == 32
+
+
+def test_convert_gives_what_the_hook_wrote(run: Path, tmp_path: Path) -> None:
+    for source in (run, run / "checkpoints/last.ckpt"):
+        assert main(["convert", str(source), "--out", str(tmp_path / "tokenizer")]) == 0
+        hook, command = (ImageTokenizer.from_pretrained(folder) for folder in (run / "tokenizer", tmp_path / "tokenizer"))
+        assert hook.fingerprint == command.fingerprint
+
+
+def test_encode_decode_evaluate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 75, 4), dtype=np.uint8)
+    Image.fromarray(pixels[..., :3]).save(pictures / "colour.jpg")
+    Image.fromarray(pixels[..., 0]).save(pictures / "grey.png")
+    Image.fromarray(pixels[..., :3]).convert("CMYK").save(pictures / "cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(pixels[..., :3]).save(pictures / "turned.jpg", exif=exif)
+    tokenizer = ["--tokenizer", str(run / "tokenizer")]
+    assert main(["encode", *tokenizer, str(pictures), "--out", str(tmp_path / "tokens")]) == 0
+    assert "50x75 padded to 56x80" in capsys.readouterr().out
+    assert main(["decode", *tokenizer, str(tmp_path / "tokens"), "--out", str(tmp_path / "back")]) == 0
+    sizes = {path.name: size(path) for path in (tmp_path / "back").iterdir()}
+    assert sizes == {"colour.png": (75, 50), "grey.png": (75, 50), "cmyk.png": (75, 50), "turned.png": (50, 75)}
+    out = tmp_path / "metrics.json"
+    assert main(["evaluate", *tokenizer, "--data", str(pictures), "--out", str(out), "--no-rfid", "--workers", "0"]) == 0
+    metrics = json.loads(out.read_text())
+    assert metrics["images"] == 4
+    assert "rfid" not in metrics
+    assert metrics["protocol"]["data"]["resize"] == "shorter side to 32"
+
+
+def test_validate_test_predict(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageTokenizer, "on_test_epoch_start", ImageTokenizer.on_validation_epoch_start)  # without rFID
+    checkpoint = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
+    monkeypatch.setattr("warnings.filters", [("ignore", None, Warning, None, 0)])
+    limits = ["--trainer.limit_test_batches=1", "--trainer.limit_predict_batches=2", "--data.init_args.batch_size=5"]
+    for command in ("validate", "test", "predict"):
+        assert main([command, *SMOKE, *limits, f"--runs={tmp_path}", "--name=again", checkpoint]) == 0
+    files = sorted((tmp_path / "again/tokens").rglob("*.tokens.safetensors"))
+    assert len(files) == 10
+
+
+def test_resumed_run_continues_the_multipliers(tmp_path: Path) -> None:
+    def fit(name: str, steps: int, *more: str) -> dict[str, torch.Tensor]:
+        arguments = [*FIT, f"--runs={tmp_path}", f"--name={name}", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=1", *more]
+        assert main([*arguments, "--trainer.log_every_n_steps=1"]) == 0
+        return torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+    first = fit("stopped", 10)
+    last = fit("stopped", 20, "--ckpt_path=last")
+    for name in ("lambda_min", "lambda_mean", "lambda_max"):
+        key = f"quantizer.tdc.{name}"
+        # the trajectory itself: every logged value is one factor away from the one before, across the interruption
+        events = EventAccumulator(str(tmp_path / "stopped")).Reload()
+        values = {event.step: event.value for event in events.Scalars(f"tdc/{name}")}
+        assert sorted(values) == list(range(20))
+        assert values[9] == first[key].item()
+        assert values[19] == last[key].item()
+        ratios = [abs(np.log(values[step + 1] / values[step]) / np.log(1.01)) for step in range(19)]
+        np.testing.assert_allclose(ratios, 1, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data.init_args.image_size=36"], ["36", "multiple", "8"]),
+        (["--model.quantizer.init_args.bits_per_position=13"], ["bits_per_position", "13"]),
+        (["--model.quantizer.init_args.bits_per_position=24"], ["latent_channels", "3"]),
+        (["--data=gq_lightning.data.ImageNet", "--data.init_args.root=/nowhere"], ["/nowhere", "data.root"]),
+        (["--data=gq_lightning.data.ImageFolder", "--data.init_args.root={empty}"], ["{empty}", "no pictures"]),
+        (["--model.schedule=cosine", "--trainer.max_steps=-1", "--trainer.max_epochs=-1"], ["model.schedule", "max_steps"]),
+        (["--ckpt_path=/nowhere.ckpt"], ["/nowhere.ckpt"]),
+    ],
+)
+def test_wrong_input_gives_one_line(arguments: list[str], words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments, words = ([text.replace("{empty}", str(tmp_path / "empty")) for text in texts] for texts in (arguments, words))
+    assert main([*FIT, f"--runs={tmp_path}", *arguments]) == 2
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    for word in words:
+        assert word in error[0]
+
+
+def test_unknown_keys_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "typo.yaml").write_text("model:\n  learning_rat: 1\n")
+    with pytest.raises(SystemExit) as exit_:
+        main([*FIT, "--config", str(tmp_path / "typo.yaml")])
+    assert exit_.value.code == 2
+    errors = capfd.readouterr().err
+    assert "learning_rat" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_run_is_not_overwritten_by_accident(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = (run / "metrics.json").read_bytes()
+    assert main([*FIT, f"--runs={run.parent}", "--name=smoke"]) == 2
+    assert "--overwrite true" in capfd.readouterr().err
+    assert (run / "metrics.json").read_bytes() == before
+
+
+def test_broken_pictures_stop_evaluation_unless_skipped(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    call = ["evaluate", "--tokenizer", str(run / "tokenizer"), "--data", str(tmp_path), "--out", str(tmp_path / "m.json"), "--no-rfid"]
+    for workers in ("0", "1"):
+        assert main([*call, "--workers", workers]) == 2
+        error = capfd.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ")
+        assert "bad.png" in error
+    assert main([*call, "--skip-broken", "--workers", "0"]) == 0
+    assert json.loads((tmp_path / "m.json").read_text())["images"] == 1
+
+
+def test_tools_name_the_missing_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for call in (
+        ["convert", str(tmp_path), "--out", str(tmp_path / "out")],
+        ["convert", str(tmp_path / "no.ckpt"), "--out", str(tmp_path / "out")],
+        ["encode", "--tokenizer", str(tmp_path), str(tmp_path), "--out", str(tmp_path / "out")],
+    ):
+        assert main(call) == 2
+        assert str(tmp_path) in capfd.readouterr().err
+    (tmp_path / "no.ckpt").write_bytes(b"something else")
+    assert main(["convert", str(tmp_path / "no.ckpt"), "--out", str(tmp_path / "out")]) == 2
+    assert "not a checkpoint" in capfd.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "predict", "weights", "convert", "encode", "decode", "evaluate"):
+        assert f"\n  {command} " in text
+        with pytest.raises(SystemExit) as exit_:
+            main([command, "--help"])
+        assert exit_.value.code == 0
+        assert "usage:" in capsys.readouterr().out

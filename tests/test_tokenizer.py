@@ -1,0 +1,155 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small import small_tokenizer
+
+from gq_lightning import ImageTokenizer, UserError
+from gq_lightning.quantizers import GaussianQuantizer
+
+
+def images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_shapes_and_ranges(tokenizer: ImageTokenizer) -> None:
+    tokens = tokenizer.encode(images(3))
+    assert tokens.shape == (3, 4, 4, 2)
+    assert tokens.dtype == torch.int64
+    assert tokens.min() >= 0
+    assert tokens.max() < tokenizer.codebook_size
+    decoded = tokenizer.decode(tokens)
+    assert decoded.shape == (3, 3, 32, 32)
+    assert decoded.abs().max() <= 1
+    assert not decoded.requires_grad
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 64), (96, 32), (56, 72)])
+def test_pictures_larger_than_the_window_keep_their_own_grid(tokenizer: ImageTokenizer, height: int, width: int) -> None:
+    tokens = tokenizer.encode(images(2, height, width))
+    assert tokens.shape == (2, height // 8, width // 8, 2)
+    assert tokenizer.decode(tokens).shape == (2, 3, height, width)
+
+
+def test_tiles_of_a_convolution_agree_inside() -> None:
+    """A UNet sees a picture whole or in tiles; normalisation over the tile changes values, so compare what must be equal."""
+    tokenizer = small_tokenizer("unet")
+    picture = images(1, 96, 96)
+    tiled = tokenizer.encode(picture, tile=48)
+    assert tiled.shape == (1, 12, 12, 2)
+    assert torch.equal(tokenizer.encode(picture, tile=96), tokenizer.encode(picture)), "one tile is no tile"
+    # a constant picture has the same statistics in every tile, but for the zero padding at the borders
+    flat = torch.zeros(1, 3, 96, 96)
+    whole, parts = (tokenizer.backbone.encode(flat), tokenizer._in_windows(tokenizer.backbone.encode, flat, 96, 8, 1))
+    assert torch.equal(whole, parts)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 33, 32), (1, 3, 32, 4), (1, 1, 32, 32), (3, 32, 32)])
+def test_bad_images(tokenizer: ImageTokenizer, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError):
+        tokenizer.encode(torch.zeros(shape))
+
+
+def test_more_bad_input() -> None:
+    tokenizer = small_tokenizer("vit")
+    with pytest.raises(UserError, match="floating point"):
+        tokenizer.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(UserError, match="smaller than the backbone"):
+        tokenizer.encode(torch.zeros(1, 3, 24, 32))
+    with pytest.raises(UserError, match="tile"):
+        tokenizer.encode(torch.zeros(1, 3, 32, 32), tile=20)
+    with pytest.raises(UserError, match="out of range"):
+        tokenizer.decode(torch.full((1, 4, 4, 2), 256))
+    with pytest.raises(UserError, match="B, h, w"):
+        tokenizer.decode(torch.zeros(4, 4, 2, dtype=torch.int64))
+
+
+def test_deterministic_tokens_do_not_depend_on_the_batch(tokenizer: ImageTokenizer) -> None:
+    batch = images(7)
+    together = tokenizer.encode(batch, deterministic=True)
+    for i in range(len(batch)):
+        assert torch.equal(tokenizer.encode(batch[i : i + 1], deterministic=True)[0], together[i])
+
+
+def test_by_default_at_most_one_token_in_a_thousand_depends_on_the_batch(tokenizer: ImageTokenizer) -> None:
+    batch = images(64)
+    alone = torch.cat([tokenizer.encode(image[None]) for image in batch])
+    assert (tokenizer.encode(batch) != alone).float().mean() <= 1e-3
+
+
+def test_reloaded_tokenizer_is_the_same_to_the_bit(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+    batch = images(2, 40, 48)
+    before = tokenizer.decode(tokenizer.encode(batch))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    again = ImageTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert torch.equal(again.decode(again.encode(batch)), before)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.loss is None
+    assert not again.training
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    small_tokenizer("vit").save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+@pytest.mark.parametrize("position", [3, 100, -1])
+def test_a_flipped_byte_is_refused(saved: Path, position: int) -> None:
+    content = bytearray((saved / "model.safetensors").read_bytes())
+    content[position] ^= 1
+    (saved / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model.safetensors: SHA-256"):
+        ImageTokenizer.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", 43), ("codebook", "sobol"), ("codebook_size", 255), ("layout", "spiral"), ("colour", 1)]
+)
+def test_a_changed_recipe_is_refused(saved: Path, field: str, value: object) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config["tokenizer"]["init_args"]["quantizer"]["init_args"][field] = value
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"codebook|layout|colour|json") as caught:
+        ImageTokenizer.from_pretrained(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_from_elsewhere_is_not_imported(saved: Path) -> None:
+    text = (saved / "config.json").read_text().replace("gq_lightning.backbones.VisionTransformer", "antigravity.Module")
+    (saved / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"antigravity.Module is not a class of gq_lightning"):
+        ImageTokenizer.from_pretrained(saved)
+
+
+def test_missing_and_foreign_files(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config.json"):
+        ImageTokenizer.from_pretrained(tmp_path)
+    (saved / "config.json").write_text('{"format": 2, "tokenizer": {}, "weights": {"sha256": ""}}')
+    with pytest.raises(UserError, match="format 2"):
+        ImageTokenizer.from_pretrained(saved)
+    (saved / "config.json").write_text("[")
+    with pytest.raises(UserError, match="not a tokenizer's config"):
+        ImageTokenizer.from_pretrained(saved)
+    with pytest.raises(UserError, match="neither a folder nor a tokenizer on the hub"):
+        ImageTokenizer.from_pretrained("nobody/nothing", local_files_only=True)
+
+
+def test_attach_wants_the_same_widths() -> None:
+    with pytest.raises(UserError, match="encoder_channels"):
+        small_tokenizer("vit").attach(GaussianQuantizer(8, latent_channels=2, codebook_size=256))
+
+
+def test_reconstruction_shows_tokens_and_posterior_mean(tokenizer: ImageTokenizer) -> None:
+    batch = images(2)
+    result = tokenizer.reconstruct(batch)
+    assert torch.equal(result.images, tokenizer.decode(result.tokens))
+    mean = tokenizer.backbone.encode(batch)[:, :4]
+    assert result.gaussian is not None
+    torch.testing.assert_close(result.gaussian, tokenizer.backbone.decode(mean).clamp(-1, 1))
+    assert result.bits is not None
+    assert result.bits.shape == result.tokens.shape
