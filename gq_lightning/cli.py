@@ -42,19 +42,29 @@ tools:
 """
 
 
+class ProgressBar(RichProgressBar):
+    """Lightning's, without the "Epoch 3/-2" of a run whose length is given in steps."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        limited = self.trainer.max_epochs not in (None, -1)
+        return super()._get_train_description(current_epoch) if limited else f"Epoch {current_epoch}, {self.trainer.max_steps} steps in all"
+
+
 class CommandLine(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of an ImageTokenizer on an ImageDataModule."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], run: bool = True) -> None:
         super().__init__(
             ImageTokenizer,
             ImageDataModule,
-            save_config_callback=SaveConfigCallback,
+            # validate and its like must not write over the config of the run that they look at
+            save_config_callback=SaveConfigCallback if args[:1] == ["fit"] else None,
             # the run's folder is ours to guard, see _claim_folder
             save_config_kwargs={"overwrite": True},
             trainer_class=Trainer,
             subclass_mode_data=True,
             args=args,
+            run=run,
             parser_kwargs={"description": "Images to discrete tokens by Gaussian Quant."},
         )
 
@@ -101,14 +111,15 @@ class CommandLine(LightningCLI):
         if not self._get(self.config, "overwrite"):
             choices = "--ckpt_path last resumes it, --overwrite true replaces it, --name chooses another"
             raise UserError(f"{run}: a run is there already; {choices}")
-        for path in [*run.glob("events.out.tfevents.*"), *run.glob("checkpoints/*.ckpt"), run / "metrics.json", written]:
-            path.unlink(missing_ok=True)
+        for pattern in ("events.out.tfevents.*", "checkpoints/*.ckpt", "tokenizer/*", "metrics.json", "reconstructions.png", "config.yaml"):
+            for path in run.glob(pattern):
+                path.unlink()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = Path(self._get(self.config_init, "trainer.default_root_dir"))
         callbacks = [LearningRateMonitor("step"), Reconstructions(), Diagnostics(), TokenWriter()]
         if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
-            callbacks.append(RichProgressBar(leave=False))
+            callbacks.append(ProgressBar())
         if (decay := self._get(self.config_init, "ema_decay")) is not None:
             # buffers are the multipliers and the codebook: they are copied, an average of them means nothing
             callbacks.append(EMAWeightAveraging(decay=decay, use_buffers=False))

@@ -1,5 +1,6 @@
 """One evaluation for the end of fit and for the command line: measure what a receiver of the tokens sees, write it down, draw it."""
 
+import contextlib
 import json
 import os
 import platform
@@ -13,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 from torch import Tensor
 
-from gq_lightning.data.images import to_picture
+from gq_lightning.data.images import BrokenImage, to_picture
+from gq_lightning.data.sets import PictureSet
 from gq_lightning.errors import UserError
 from gq_lightning.tokenizer import ImageTokenizer, Reconstruction
 
@@ -87,11 +89,14 @@ def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Im
     return canvas
 
 
-def some_images(dataset: Any, count: int) -> Tensor:
+def some_images(dataset: PictureSet, count: int) -> Tensor:
     """`count` images spread evenly over a dataset, the same at every call; pictures that cannot be read are left out."""
     total = len(dataset)
     indices = sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(min(count, total))})
-    found = [image for index in indices if (image := dataset[index]) is not None]
+    found = []
+    for index in indices:
+        with contextlib.suppress(BrokenImage):
+            found.append(dataset[index])
     if not found:
         raise UserError("no readable image in the evaluation set")
     return torch.stack(found)

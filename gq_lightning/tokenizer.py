@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gq_lightning import hub
 from gq_lightning.backbones.base import Backbone, check_multiple
-from gq_lightning.construction import Recorded, build, describe
+from gq_lightning.construction import build, describe
 from gq_lightning.errors import UserError
 from gq_lightning.losses import ReconstructionLoss
 from gq_lightning.metrics import ReconstructionMetrics
@@ -51,7 +51,7 @@ class Reconstruction:
     bits: Tensor | None
 
 
-class ImageTokenizer(Recorded, LightningModule):
+class ImageTokenizer(LightningModule):
     """Turns images into discrete tokens and back.
 
     Args:
@@ -60,7 +60,7 @@ class ImageTokenizer(Recorded, LightningModule):
         loss: reconstruction loss; None for a tokenizer that is not to be trained.
         learning_rate: of AdamW.
         betas: of AdamW.
-        weight_decay: of AdamW, on matrices and kernels; biases, norms and scalars are not decayed. With 0 it is Adam.
+        weight_decay: of AdamW, on matrices and kernels. With 0 it is Adam.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         schedule: `constant`, or `cosine` down to 1 % of the learning rate at the last step.
     """
@@ -171,7 +171,6 @@ class ImageTokenizer(Recorded, LightningModule):
             if wanted != given:
                 raise UserError(f"quantizer: its {name} are {given}, the backbone's are {wanted}: configure both alike")
         self.quantizer = quantizer
-        self.init_args["quantizer"] = quantizer
 
     def freeze_encoder(self) -> None:
         """From here on the encoder, and with it every token, stays as it is."""

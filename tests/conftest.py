@@ -8,6 +8,7 @@ from gq_lightning import ImageTokenizer
 
 # what Lightning says of its own dependencies and of a machine without many cores; everything of ours stays an error
 LIGHTNING = (
+    "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning",
     "ignore:.*does not have many workers.*",
     "ignore:.*LeafSpec.*:FutureWarning",
     "ignore:.*LeafSpec.*",

@@ -8,7 +8,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 
 class Diagnostics(Callback):
-    """Logs `bits/min|mean|max` over all ranks, `images_per_second` over all ranks, and a histogram of bits per token (of rank 0)."""
+    """Logs `bits/min|mean|max` over all ranks, `images_per_second` over all ranks, a histogram of bits per token (of rank 0), and how
+    many broken pictures were skipped, if any."""
 
     def __init__(self) -> None:
         self._images, self._since = 0, 0.0
@@ -31,4 +32,6 @@ class Diagnostics(Callback):
         now = time.perf_counter()
         rate = self._images * trainer.world_size / max(now - self._since, 1e-9)
         pl_module.log("images_per_second", rate)
+        if skipped := trainer.datamodule.skipped:  # type: ignore[attr-defined]
+            pl_module.log("skipped_pictures", float(skipped), prog_bar=True)
         self._images, self._since = 0, now
