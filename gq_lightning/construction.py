@@ -74,8 +74,9 @@ def build(base: type[T], description: dict[str, Any], source: str) -> T:
         parsed = parser.parse_object({"object": description})
         return parser.instantiate(parsed)["object"]
     except (ArgumentError, TypeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{source}: cannot build a {base.__name__} from {description.get('class_path')!r}: {first}") from error
+        # jsonargparse explains over several lines, the last ones being the most specific
+        reason = " ".join(str(error).split())[-300:]
+        raise UserError(f"{source}: cannot build a {base.__name__} from {description.get('class_path')!r}: {reason}") from error
 
 
 def _class_paths(description: Any) -> list[str]:

@@ -91,8 +91,9 @@ def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Im
 
 def some_images(dataset: PictureSet, count: int) -> Tensor:
     """`count` images spread evenly over a dataset, the same at every call; pictures that cannot be read are left out."""
-    total = len(dataset)
-    indices = sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(min(count, total))})
+    last = len(dataset) - 1
+    steps = max(min(count, len(dataset)) - 1, 1)
+    indices = sorted({round(i * last / steps) for i in range(min(count, len(dataset)))})
     found = []
     for index in indices:
         with contextlib.suppress(BrokenImage):

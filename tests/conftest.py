@@ -14,6 +14,7 @@ LIGHTNING = (
     "ignore:.*LeafSpec.*",
     "ignore:.*args parameter is intended to run from within Python.*",
     "ignore:.*exists and is not empty.*",
+    "ignore:.*is not supported by the model summary.*",
     "ignore:.*dataloader is not resumable.*",
     "ignore:.*callbacks used to create the checkpoint need to be provided.*",
 )

@@ -1,6 +1,9 @@
 """The command line as a user calls it, on the shipped photographs at 32 pixels and a few steps."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +219,40 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
             main([command, "--help"])
         assert exit_.value.code == 0
         assert "usage:" in capsys.readouterr().out
+
+
+def test_missing_weights_name_the_command(run: Path, tmp_path: Path) -> None:
+    """In a process of its own, since networks are kept for the life of one."""
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "good.png")
+    call = ["evaluate", "--tokenizer", str(run / "tokenizer"), "--data", str(tmp_path), "--out", str(tmp_path / "m.json"), "--workers", "0"]
+    environment = {**os.environ, "GQ_LIGHTNING_HOME": str(tmp_path / "empty"), "GQ_LIGHTNING_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", "gq_lightning", *call], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "python -m gq_lightning weights" in error
+    assert str(tmp_path / "empty") in error
+
+
+@pytest.mark.parametrize("backbone", ["vit_small", "unet_small"])
+def test_bfloat16_and_plain_gaussian_vae(backbone: str, tmp_path: Path) -> None:
+    """Mixed precision trains both backbones; without the TDC callback the multipliers stay 1."""
+    small = ["--model.backbone.init_args.width=32", "--model.backbone.init_args.layers=1"] if backbone == "vit_small" else []
+    arguments = [argument for argument in SMOKE if "init_args.width" not in argument and "init_args.layers" not in argument]
+    arguments += [
+        "--config",
+        str(CONFIGS / f"backbone/{backbone}.yaml"),
+        *small,
+        "--trainer.callbacks=gq_lightning.callbacks.GaussianQuant",
+    ]
+    arguments += [
+        "--trainer.callbacks.rfid=false",
+        "--trainer.max_steps=3",
+        "--trainer.precision=bf16-mixed",
+        "--data.init_args.batch_size=4",
+    ]
+    assert main(["fit", *arguments, f"--runs={tmp_path}", "--name=vae"]) == 0
+    state = ImageTokenizer.from_pretrained(tmp_path / "vae/tokenizer").state_dict()
+    assert [state[f"quantizer.tdc.lambda_{name}"].item() for name in ("min", "mean", "max")] == [1, 1, 1]
+    assert json.loads((tmp_path / "vae/metrics.json").read_text())["psnr"] > 0

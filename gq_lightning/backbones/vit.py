@@ -131,18 +131,6 @@ class VisionTransformer(Backbone):
         geometry = (self.grid**2, width, layers, heads, mlp_ratio, checkpointing)
         self.encoder: Encoder = Encoder(encoder_channels, patch_size, width, Transformer(*geometry))
         self.decoder: Decoder = Decoder(latent_channels, patch_size, width, head_width, Transformer(*geometry))
-        self._initialize(layers)
-
-    def _initialize(self, layers: int) -> None:
-        # Variance is kept through every linear layer, at any width. As in CLIP, what the 2 * layers branches add to the residual
-        # stream has together the variance of one, whatever the depth.
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                into_stream = name.endswith(("attn.proj", "mlp.fc2"))
-                std = (module.in_features * (2 * layers if into_stream else 1)) ** -0.5
-                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
     def encode(self, images: Tensor) -> Tensor:
         self._check_size("image", images, self.grid * self.downsampling)

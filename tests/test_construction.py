@@ -1,0 +1,62 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from gq_lightning import UserError
+from gq_lightning.backbones import Backbone, UNet, VisionTransformer
+from gq_lightning.construction import Recorded, build, describe
+from gq_lightning.quantizers import Quantizer
+
+
+class Part(Recorded, nn.Module):
+    def __init__(self, width: int, scales: tuple[int, ...] = (1, 2), *, inner: "Part | None" = None) -> None:
+        super().__init__()
+        self.inner = inner
+        self.weight = nn.Parameter(torch.zeros(width))
+
+
+def test_arguments_and_defaults_are_remembered_and_nest() -> None:
+    part = Part(3, inner=Part(width=2, scales=(5,)))
+    inner = {"class_path": f"{__name__}.Part", "init_args": {"width": 2, "scales": [5], "inner": None}}
+    assert describe(part) == {"class_path": f"{__name__}.Part", "init_args": {"width": 3, "scales": [1, 2], "inner": inner}}
+
+
+def test_copies_remember_too() -> None:
+    part = Part(3)
+    for again in (copy.deepcopy(part), pickle.loads(pickle.dumps(part)) if Part.__module__ in __import__("sys").modules else part):
+        assert describe(again) == describe(part)
+        assert torch.equal(again.weight, part.weight)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        VisionTransformer(8, 4, image_size=16, width=16, layers=1, heads=2, head_width=8),
+        UNet(8, 4, image_size=16, channels=32, multipliers=[1, 1], blocks=1, attention_resolutions=[]),
+    ],
+)
+def test_backbones_are_rebuilt(backbone: Backbone) -> None:
+    again = build(Backbone, describe(backbone), "here")
+    assert type(again) is type(backbone)
+    assert describe(again) == describe(backbone)
+    again.load_state_dict(backbone.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ({"class_path": "gq_lightning.quantizers.GaussianQuantizer", "init_args": {"colour": 1}}, "colour"),
+        ({"class_path": "gq_lightning.quantizers.Nothing"}, "Nothing"),
+        ({"class_path": "gq_lightning.backbones.UNet"}, "UNet"),
+        ({"class_path": "os.system", "init_args": {"command": "true"}}, "os.system"),
+        ({"class_path": "nowhere.Quantizer"}, "not a class of gq_lightning"),
+    ],
+)
+def test_what_is_no_quantizer_is_refused_in_one_line(description: dict, words: str) -> None:
+    with pytest.raises(UserError, match=r"file\.json") as caught:
+        build(Quantizer, description, "file.json")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
