@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -42,6 +43,12 @@ tools:
 """
 
 
+def _parser_settings(run: bool) -> dict[str, Any]:
+    settings = {"description": "Images to discrete tokens by Gaussian Quant.", "prog": "python -m gq_lightning", "exit_on_error": False}
+    # Lightning takes the settings of the parser and of each command's parser
+    return {**settings, **{command: {"exit_on_error": False} for command in LightningCLI.subcommands()}} if run else settings
+
+
 class ProgressBar(RichProgressBar):
     """Lightning's, without the "Epoch 3/-2" of a run whose length is given in steps."""
 
@@ -65,7 +72,7 @@ class CommandLine(LightningCLI):
             subclass_mode_data=True,
             args=args,
             run=run,
-            parser_kwargs={"description": "Images to discrete tokens by Gaussian Quant."},
+            parser_kwargs=_parser_settings(run),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -148,8 +155,14 @@ def main(args: list[str] | None = None) -> int:
     try:
         if args[0] in commands.COMMANDS:
             return commands.run(args)
+        if args[0] not in LightningCLI.subcommands():
+            known = ", ".join([*LightningCLI.subcommands(), *commands.COMMANDS])
+            raise UserError(f"{args[0]} is no command; there are {known}")
         CommandLine(args)
         return 0
+    except ArgumentError as error:
+        print(f"error: {' '.join(str(error).split())} (see python -m gq_lightning {args[0]} --help)", file=sys.stderr)
+        return 2
     except (UserError, MisconfigurationException, FileNotFoundError) as error:
         # from a worker process the message is a traceback whose last line is ours
         line = str(error).strip().splitlines()[-1]

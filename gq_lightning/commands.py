@@ -46,7 +46,9 @@ def load_checkpoint(path: Path) -> ImageTokenizer:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         description, state = checkpoint["tokenizer"], checkpoint["state_dict"]
     except Exception as error:  # torch raises what pickle, zipfile and its own reader raise
-        raise UserError(f"{path}: not a checkpoint of gq_lightning ({type(error).__name__}: {str(error).splitlines()[0][:120]})") from error
+        raise UserError(
+            f"{path}: damaged, or not a checkpoint of gq_lightning ({type(error).__name__}): give one that fit wrote"
+        ) from error
     state = {name: value for name, value in state.items() if not name.startswith("loss.")}
     return ImageTokenizer.from_description(description, state, source=str(path))
 

@@ -167,14 +167,21 @@ def test_wrong_input_gives_one_line(arguments: list[str], words: list[str], tmp_
         assert word in error[0]
 
 
-def test_unknown_keys_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_parsing_errors_are_one_line_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "typo.yaml").write_text("model:\n  learning_rat: 1\n")
-    with pytest.raises(SystemExit) as exit_:
-        main([*FIT, "--config", str(tmp_path / "typo.yaml")])
-    assert exit_.value.code == 2
-    errors = capfd.readouterr().err
-    assert "learning_rat" in errors
-    assert "Traceback" not in errors
+    for arguments, word in (
+        (["--config", str(tmp_path / "typo.yaml")], "learning_rat"),
+        (["--config", str(tmp_path / "nowhere.yaml")], "nowhere.yaml"),
+        (["--model.quantizer.init_args.bits_per_position=x"], "bits_per_position"),
+        (["--data=Nothing"], "Nothing"),
+    ):
+        assert main([*FIT, *arguments]) == 2
+        errors = capfd.readouterr().err.strip().splitlines()
+        assert len(errors) == 1
+        assert errors[0].startswith("error: ")
+        assert word in errors[0]
+    assert main(["frobnicate"]) == 2
+    assert "frobnicate is no command" in capfd.readouterr().err
 
 
 def test_a_run_is_not_overwritten_by_accident(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
