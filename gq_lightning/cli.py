@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -55,6 +55,10 @@ class ProgressBar(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         limited = self.trainer.max_epochs not in (None, -1)
         return super()._get_train_description(current_epoch) if limited else f"Epoch {current_epoch}, {self.trainer.max_steps} steps in all"
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # what the post-training hook prints is to be the last word
+        self._stop_progress()
 
 
 class CommandLine(LightningCLI):
