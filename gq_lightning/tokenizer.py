@@ -276,7 +276,8 @@ class ImageTokenizer(LightningModule):
 
     def _evaluation_end(self, prefix: str) -> None:
         assert self.metrics is not None
-        self.log_dict({f"{prefix}/{name}": float(value) for name, value in self.metrics.compute().items()})
+        # all ranks have computed the same values; sync_dist says so to Lightning
+        self.log_dict({f"{prefix}/{name}": float(value) for name, value in self.metrics.compute().items()}, sync_dist=True)
         self.metrics = None
 
     def on_validation_epoch_start(self) -> None:
