@@ -21,11 +21,11 @@ $(READY): pyproject.toml constraints.txt
 weights: $(READY)  ## fetch and verify the weights that LPIPS and rFID need
 	$(RUN) -m gq_lightning weights
 
-demo: $(READY)  ## train, convert and measure on photographs that ship with scikit-image: about 10 minutes on two cores
+demo: $(READY)  ## train, convert and measure on photographs that ship with scikit-image: about 8 minutes on two cores
 	$(RUN) -m gq_lightning weights
 	$(RUN) -m gq_lightning fit --config configs/demo.yaml --overwrite true
 
-test: $(READY)  ## the tests, with coverage: under 10 minutes on two cores
+test: $(READY)  ## the tests, with coverage: about 3 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term
 
 test-all: $(READY)  ## all tests, those that take minutes too

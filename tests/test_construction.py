@@ -25,10 +25,10 @@ def test_arguments_and_defaults_are_remembered_and_nest() -> None:
 
 
 def test_copies_remember_too() -> None:
-    part = Part(3)
-    for again in (copy.deepcopy(part), pickle.loads(pickle.dumps(part)) if Part.__module__ in __import__("sys").modules else part):
-        assert describe(again) == describe(part)
-        assert torch.equal(again.weight, part.weight)
+    backbone = VisionTransformer(8, 4, image_size=16, width=16, layers=1, heads=2, head_width=8)
+    for again in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        assert describe(again) == describe(backbone)
+        assert torch.equal(again.last_layer, backbone.last_layer)
 
 
 @pytest.mark.parametrize(

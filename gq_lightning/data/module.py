@@ -14,13 +14,13 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import distributed
 
-from gq_lightning.construction import Recorded, public_path
+from gq_lightning.construction import public_path
 from gq_lightning.data.loading import Guarded, Loader, collate
 from gq_lightning.data.sets import INTERPOLATION, PictureSet, fingerprint
 from gq_lightning.errors import UserError
 
 
-class ImageDataModule(Recorded, LightningDataModule, ABC):
+class ImageDataModule(LightningDataModule, ABC):
     """Images of one size, without labels.
 
     Broken pictures: in training each is named once in a warning of the logger ``gq_lightning.data`` and replaced by the next
