@@ -17,19 +17,16 @@ from torch import Tensor, nn
 from gq_lightning.backbones.base import Backbone, apply_block, check_multiple
 from gq_lightning.errors import UserError
 
-GROUPS = 32
-
-
-def normalization(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+def normalization(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class Attention(nn.Module):
     """Single-head self-attention over the positions of a map, added to it. (B, C, h, w) to the same shape."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = normalization(channels)
+        self.norm = normalization(channels, groups)
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -46,14 +43,14 @@ class Attention(nn.Module):
 class ResidualBlock(nn.Module):
     """Norm, swish and convolution, twice, around a shortcut; then attention if the level has it. (B, in, h, w) to (B, out, h, w)."""
 
-    def __init__(self, in_channels: int, out_channels: int, attention: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, attention: bool, groups: int) -> None:
         super().__init__()
-        self.norm1 = normalization(in_channels)
+        self.norm1 = normalization(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = normalization(out_channels)
+        self.norm2 = normalization(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut: nn.Module = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        self.attention: nn.Module = Attention(out_channels) if attention else nn.Identity()
+        self.attention: nn.Module = Attention(out_channels, groups) if attention else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
@@ -86,10 +83,12 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The residual blocks of one resolution, then `resample` to the next."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, resample: nn.Module, checkpointing: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, attention: bool, groups: int, resample: nn.Module, checkpointing: bool
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.blocks = nn.ModuleList(ResidualBlock(before, after, attention) for before, after in pairwise(widths))
+        self.blocks = nn.ModuleList(ResidualBlock(before, after, attention, groups) for before, after in pairwise(widths))
         self.resample = resample
         self.checkpointing = checkpointing
 
@@ -102,16 +101,16 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     """Images (B, 3, H, W) to features (B, features, H / 2**(levels - 1), W / 2**(levels - 1)). `widths` go from fine to coarse."""
 
-    def __init__(self, features: int, channels: int, widths: list[int], attention: list[bool], blocks: int, checkpointing: bool) -> None:
+    def __init__(self, features: int, channels: int, widths: list[int], attention: list[bool], blocks: int, groups: int, checkpointing: bool) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
         self.levels = nn.ModuleList()
         for index, (before, after) in enumerate(pairwise([channels, *widths])):
             coarsest = index == len(widths) - 1
             resample = nn.Identity() if coarsest else Downsample(after)
-            self.levels.append(Level(before, after, blocks, attention[index], resample, checkpointing))
-        self.middle = Level(widths[-1], widths[-1], 2, False, nn.Identity(), checkpointing)
-        self.norm_out = normalization(widths[-1])
+            self.levels.append(Level(before, after, blocks, attention[index], groups, resample, checkpointing))
+        self.middle = Level(widths[-1], widths[-1], 2, False, groups, nn.Identity(), checkpointing)
+        self.norm_out = normalization(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], features, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -124,16 +123,16 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (B, latents, h, w) to images. `widths` go from coarse to fine, as do `levels`; each has one block more than the encoder's."""
 
-    def __init__(self, latents: int, widths: list[int], attention: list[bool], blocks: int, checkpointing: bool) -> None:
+    def __init__(self, latents: int, widths: list[int], attention: list[bool], blocks: int, groups: int, checkpointing: bool) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(latents, widths[0], 3, padding=1)
-        self.middle = Level(widths[0], widths[0], 2, False, nn.Identity(), checkpointing)
+        self.middle = Level(widths[0], widths[0], 2, False, groups, nn.Identity(), checkpointing)
         self.levels = nn.ModuleList()
         for index, (before, after) in enumerate(pairwise([widths[0], *widths])):
             finest = index == len(widths) - 1
             resample = nn.Identity() if finest else Upsample(after)
-            self.levels.append(Level(before, after, blocks + 1, attention[index], resample, checkpointing))
-        self.norm_out = normalization(widths[-1])
+            self.levels.append(Level(before, after, blocks + 1, attention[index], groups, resample, checkpointing))
+        self.norm_out = normalization(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -157,10 +156,12 @@ class UNet(Backbone):
         blocks: residual blocks of each level of the encoder; the decoder has one more.
         attention_resolutions: levels that, on an image of `image_size`, have one of these resolutions get attention (on images of
             any size); a resolution that no level has is ignored.
+        norm_groups: groups of every group normalisation. Each should have several channels: a group of one is an instance
+            normalisation, which takes an image's brightness and colour away from the decoder's last layer.
         checkpointing: compute activations again in the backward pass: less memory, about a third more time.
 
     Raises:
-        UserError: a width is not a multiple of 32, there is no level or no block, or a size is not a multiple of `downsampling`.
+        UserError: a width is not a multiple of `norm_groups`, there is no level or no block, or a size is not a multiple of `downsampling`.
     """
 
     window = None
@@ -174,21 +175,22 @@ class UNet(Backbone):
         multipliers: Sequence[int] = (1, 2, 4, 4),
         blocks: int = 2,
         attention_resolutions: Sequence[int] = (32,),
+        norm_groups: int = 32,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
         if not widths or blocks < 1:
             raise UserError(f"UNet: multipliers {list(multipliers)} and blocks {blocks}: give at least one of each")
-        if any(width < GROUPS or width % GROUPS for width in (channels, *widths)):
-            raise UserError(f"UNet: channels {channels} gives levels of width {widths}: make them multiples of {GROUPS}")
+        if norm_groups < 1 or any(width < 1 or width % norm_groups for width in (channels, *widths)):
+            raise UserError(f"UNet: channels {channels} gives levels of width {widths}: make them multiples of norm_groups {norm_groups}")
         self.encoder_channels = encoder_channels
         self.latent_channels = latent_channels
         self.downsampling = 2 ** (len(widths) - 1)
         check_multiple(image_size, image_size, self.downsampling)
         attention = [image_size // 2**index in attention_resolutions for index in range(len(widths))]
-        self.encoder: Encoder = Encoder(encoder_channels, channels, widths, attention, blocks, checkpointing)
-        self.decoder: Decoder = Decoder(latent_channels, widths[::-1], attention[::-1], blocks, checkpointing)
+        self.encoder: Encoder = Encoder(encoder_channels, channels, widths, attention, blocks, norm_groups, checkpointing)
+        self.decoder: Decoder = Decoder(latent_channels, widths[::-1], attention[::-1], blocks, norm_groups, checkpointing)
 
     def encode(self, images: Tensor) -> Tensor:
         check_multiple(images.shape[-2], images.shape[-1], self.downsampling)
