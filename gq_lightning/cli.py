@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 from gq_lightning import commands
-from gq_lightning.callbacks import Diagnostics, Reconstructions, TokenWriter
+from gq_lightning.callbacks import Diagnostics, Export, Reconstructions, TokenWriter
 from gq_lightning.data import ImageDataModule
 from gq_lightning.errors import UserError
+from gq_lightning.summary import Format, render, summarize
 from gq_lightning.tokenizer import ImageTokenizer
 
 HELP = """\
@@ -33,10 +35,12 @@ train and measure, configured by YAML files and --key value:
   validate      metrics of a checkpoint on the data's evaluation set
   test          the same, with rFID
   predict       tokens of the evaluation set, as files
+  summary       parameters, FLOPs and tokens of what fit would train
 
 tools:
   weights       fetch and verify the LPIPS and Inception weights
   convert       RUN_OR_CKPT: Gaussian Quant by hand, to a tokenizer's folder
+  import-checkpoint  FILE.ckpt of the authors' code, to a tokenizer's folder
   encode        pictures to token files
   decode        token files to PNG
   evaluate      metrics of a tokenizer on a folder of images
@@ -88,6 +92,7 @@ class CommandLine(LightningCLI):
         )
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process; null leaves it to torch")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Export, "export")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/psnr",
@@ -110,6 +115,9 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if (threads := self._get(self.config, "threads")) is not None:
             torch.set_num_threads(threads)
+        for theirs, ours in (("accumulate_grad_batches", "accumulate"), ("gradient_clip_val", "gradient_clip")):
+            if (value := self._get(self.config, f"trainer.{theirs}")) not in (None, 1):
+                raise UserError(f"trainer.{theirs}: use model.{ours} {value:g}, which serves generator and discriminator alike")
         if self.subcommand == "fit":
             self._claim_folder(Path(self._get(self.config, "trainer.default_root_dir")))
 
@@ -139,9 +147,34 @@ class CommandLine(LightningCLI):
         else:
             callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
         extra = self._get(self.config_init, "trainer.callbacks") or []
-        # the common ones first: the post-training hook of the quantizer's file is to see averaged weights
-        kwargs["callbacks"] = [*callbacks, *extra]
+        # the common ones first: the post-training hook of the quantizer's file is to see averaged weights. The export follows it
+        kwargs["callbacks"] = [*callbacks, *(extra if isinstance(extra, list) else [extra])]
         return super().instantiate_trainer(**kwargs)
+
+
+class SummaryCommand(CommandLine):
+    """`summary`: the arguments of `fit`, of which the model alone is built, on the meta device. It needs no data and no weights."""
+
+    def __init__(self, args: list[str]) -> None:
+        # the loss would fetch the weights of LPIPS; nothing is drawn, so there is nothing to seed
+        super().__init__([*args, "--model.loss=null", "--seed_everything=false"], run=False)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--format", type=Format, default="table", help="how to print it")
+        # a run's config.yaml has them; no checkpoint is read
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="ignored")
+        parser.add_argument("--weights_only", type=bool | None, default=None, help="ignored")
+
+    def instantiate_classes(self) -> None:
+        size = self._get(self.config, "data.init_args.image_size")
+        with torch.device("meta"):
+            self.model = self.parser.instantiate_classes(Namespace(model=self.config.model)).model
+        rendered = render(summarize(self.model, size), self.config.format)
+        if isinstance(rendered, str):
+            print(rendered)  # to be read by other programs, or pasted: neither wrapped nor coloured
+        else:
+            Console().print(rendered)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -155,12 +188,17 @@ def main(args: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # the state after the step is the one to keep
+    warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     try:
         if args[0] in commands.COMMANDS:
             return commands.run(args)
+        if args[0] == "summary":
+            SummaryCommand(args[1:])
+            return 0
         if args[0] not in LightningCLI.subcommands():
-            known = ", ".join([*LightningCLI.subcommands(), *commands.COMMANDS])
+            known = ", ".join([*LightningCLI.subcommands(), "summary", *commands.COMMANDS])
             raise UserError(f"{args[0]} is no command; there are {known}")
         CommandLine(args)
         return 0

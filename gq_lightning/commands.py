@@ -1,4 +1,4 @@
-"""The tools of the command line: weights, convert, encode, decode, evaluate."""
+"""The tools of the command line: weights, convert, import-checkpoint, encode, decode, evaluate."""
 
 import argparse
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from gq_lightning.codec import Fit, decode_pictures, encode_pictures
 from gq_lightning.data import ImageFolder
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation import evaluate, write_metrics
+from gq_lightning.pretrained import TRAINING_ONLY
+from gq_lightning.published import Architecture, import_checkpoint
 from gq_lightning.report import metrics_table
 from gq_lightning.tokenizer import ImageTokenizer
 
@@ -49,7 +51,7 @@ def load_checkpoint(path: Path) -> ImageTokenizer:
         raise UserError(
             f"{path}: damaged, or not a checkpoint of gq_lightning ({type(error).__name__}): give one that fit wrote"
         ) from error
-    state = {name: value for name, value in state.items() if not name.startswith("loss.")}
+    state = {name: value for name, value in state.items() if not name.startswith(TRAINING_ONLY)}
     return ImageTokenizer.from_description(description, state, source=str(path))
 
 
@@ -60,6 +62,13 @@ def _convert(arguments: argparse.Namespace) -> None:
     quantizer = tokenizer.quantizer
     geometry = f"{quantizer.tokens_per_position} tokens of {quantizer.codebook_size} per position"
     print(f"{arguments.out}: {type(tokenizer.backbone).__name__}, {geometry}")
+
+
+def _import_checkpoint(arguments: argparse.Namespace) -> None:
+    options = (arguments.backbone, arguments.bits_per_position, arguments.codebook_size, arguments.config)
+    tokenizer = import_checkpoint(arguments.checkpoint, *options)
+    tokenizer.save_pretrained(arguments.out)
+    print(f"{arguments.out}: {type(tokenizer.backbone).__name__}, {tokenizer.quantizer.extra_repr()}")
 
 
 def _encode(arguments: argparse.Namespace) -> None:
@@ -129,6 +138,17 @@ def _parser() -> argparse.ArgumentParser:
         out={"type": Path, "required": True, "metavar": "DIR", "help": "folder to write"},
     )
     tool(
+        "import-checkpoint",
+        _import_checkpoint,
+        "A Gaussian checkpoint of the authors' code to a tokenizer's folder. No code in it is run.",
+        checkpoint={"positional": True, "type": Path, "metavar": "FILE.ckpt", "help": "Lightning file with a state_dict"},
+        backbone={"choices": get_args(Architecture), "required": True, "help": "architecture of the checkpoint"},
+        bits_per_position={"type": int, "required": True, "metavar": "BITS", "help": "rate it was trained for: 16, 32 or 64"},
+        codebook_size={"type": int, "default": 65536, "metavar": "K", "help": "codebook it was trained for"},
+        config={"type": Path, "metavar": "BACKBONE.yaml", "help": "sizes of the backbone where they are not the paper's"},
+        out={"type": Path, "required": True, "metavar": "DIR", "help": "folder to write"},
+    )
+    tool(
         "encode",
         _encode,
         "Pictures to token files.",
@@ -172,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMANDS = ("weights", "convert", "encode", "decode", "evaluate")
+COMMANDS = ("weights", "convert", "import-checkpoint", "encode", "decode", "evaluate")
 
 
 def run(args: list[str]) -> int:

@@ -1,11 +1,14 @@
 """AdamW with warm-up and an optional cosine decay, counted in optimizer steps."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from gq_lightning.errors import UserError
 
@@ -13,7 +16,7 @@ Schedule = Literal["constant", "cosine"]
 
 
 def adamw(
-    module: nn.Module,
+    parameters: Iterable[nn.Parameter],
     learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
@@ -21,7 +24,7 @@ def adamw(
     schedule: Schedule,
     steps: float,
 ) -> OptimizerLRSchedulerConfig:
-    """Optimizer and schedule of a module's trainable parameters, as Lightning wants them.
+    """Optimizer and schedule of those parameters that are trainable, as Lightning wants them.
 
     Args:
         weight_decay: of matrices and kernels; biases, norms and scalars are not decayed.
@@ -34,10 +37,10 @@ def adamw(
     """
     if schedule == "cosine" and not math.isfinite(steps):
         raise UserError("model.schedule: cosine needs an end: set trainer.max_steps or trainer.max_epochs")
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
 
@@ -47,3 +50,22 @@ def adamw(
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def take_step(optimizer: LightningOptimizer, scheduler: LRScheduler, gradient_clip: float | None, counted: bool) -> Tensor:
+    """Clips, steps and forgets the gradients; returns their norm before clipping, a scalar on the device.
+
+    Args:
+        scheduler: of this optimizer's learning rate, stepped with it.
+        gradient_clip: largest norm of the gradients of all the optimizer's parameters; None does not clip.
+        counted: whether this is a step of the training. Lightning counts each optimizer's; with two of them per batch,
+            `max_steps`, checkpoints and schedules would run at double speed.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf if gradient_clip is None else gradient_clip)
+    if not counted:
+        optimizer._on_before_step = optimizer._on_after_step = lambda: None
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    scheduler.step()
+    return norm

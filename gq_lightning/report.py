@@ -1,4 +1,4 @@
-"""Metrics as a table for the terminal: tokens and the Gaussian VAE that they replace, side by side."""
+"""Metrics for people: a table of tokens and the Gaussian VAE that they replace, side by side, and a warning where one is due."""
 
 from collections.abc import Mapping
 
@@ -22,6 +22,14 @@ SINGLE = (
     ("codebook_usage_expected", "usage of as many uniform tokens", ".2%"),
     ("codebook_perplexity", "codebook perplexity", ".0f"),
 )
+
+
+def collapse(values: Mapping[str, float]) -> str | None:
+    """What is wrong with the codebook, in a sentence, or None: a healthy one uses about as many codewords as uniform tokens would."""
+    used, expected = values["codebook_usage"], values["codebook_usage_expected"]
+    if used >= 0.01 * expected:
+        return None
+    return f"the codebook has collapsed: the tokens use {used:.3%} of its codewords, where as many uniform tokens would use {expected:.2%}"
 
 
 def metrics_table(values: Mapping[str, float], title: str) -> Table:

@@ -8,30 +8,28 @@
 Training decodes the quantizer's relaxation. Validation, test and everything a user calls decode tokens alone.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from gq_lightning import hub
+from gq_lightning.adversary import Adversary
 from gq_lightning.backbones.base import Backbone, check_multiple
-from gq_lightning.construction import build, describe
 from gq_lightning.errors import UserError
 from gq_lightning.losses import ReconstructionLoss
 from gq_lightning.metrics import ReconstructionMetrics
-from gq_lightning.optimization import Schedule, adamw
+from gq_lightning.optimization import Schedule, adamw, take_step
+from gq_lightning.pretrained import Pretrained
 from gq_lightning.quantizers.base import Quantizer
-from gq_lightning.windows import apply_in_windows
-
-WINDOWS_PER_BATCH = 16
+from gq_lightning.report import collapse
+from gq_lightning.windows import see_in_windows
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Reconstruction:
     bits: Tensor | None
 
 
-class ImageTokenizer(LightningModule):
+class ImageTokenizer(Pretrained, LightningModule):
     """Turns images into discrete tokens and back.
 
     Args:
@@ -63,6 +61,10 @@ class ImageTokenizer(LightningModule):
         weight_decay: of AdamW, on matrices and kernels. With 0 it is Adam.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         schedule: `constant`, or `cosine` down to 1 % of the learning rate at the last step.
+        gradient_clip: largest norm of the gradients; None does not clip.
+        accumulate: batches whose gradients make one step. `trainer.max_steps` counts steps, each with its generator update and,
+            under an adversary, its discriminator update.
+        adversary: discriminator and adversarial loss; None trains without.
     """
 
     def __init__(
@@ -75,13 +77,23 @@ class ImageTokenizer(LightningModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         schedule: Schedule = "constant",
+        gradient_clip: float | None = None,
+        accumulate: int = 1,
+        adversary: Adversary | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.loss = backbone, loss
+        if accumulate < 1 or (gradient_clip is not None and gradient_clip <= 0):
+            raise UserError(f"model.accumulate: {accumulate} must be at least 1, model.gradient_clip: {gradient_clip} positive")
+        # two optimizers, each with its own backward pass, are Lightning's manual optimization
+        self.automatic_optimization = False
+        self.backbone, self.loss, self.adversary = backbone, loss, adversary
         self.attach(quantizer)
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.gradient_clip, self.accumulate = gradient_clip, accumulate
         self.metrics: ReconstructionMetrics | None = None
+        # DistributedDataParallel of the whole must not wait for gradients of the discriminator, which has its own, see Adversary
+        self._ddp_params_and_buffers_to_ignore = [name for name in self.state_dict() if name.startswith("adversary.")]
 
     # What a user calls
 
@@ -106,7 +118,7 @@ class ImageTokenizer(LightningModule):
         check_multiple(images.shape[2], images.shape[3], self.downsampling)
         if deterministic and len(images) > 1:
             return torch.cat([self.encode(image, tile=tile) for image in images.split(1)])
-        features = self._in_windows(self.backbone.encode, images.to(self.device), tile, self.downsampling, 1)
+        features = see_in_windows(self.backbone.encode, images.to(self.device), self.downsampling, 1, self.window, tile)
         return self.quantizer.tokenize(features.movedim(1, -1))
 
     @torch.no_grad()
@@ -115,7 +127,7 @@ class ImageTokenizer(LightningModule):
         if tokens.ndim != 4:
             raise UserError(f"tokens must be (B, h, w, {self.tokens_per_position}), not {tuple(tokens.shape)}")
         latents = self.quantizer.detokenize(tokens.to(self.device)).movedim(-1, 1)
-        return self._in_windows(self.backbone.decode, latents, tile, 1, self.downsampling).clamp(-1, 1)
+        return see_in_windows(self.backbone.decode, latents, 1, self.downsampling, self.window, tile).clamp(-1, 1)
 
     def reconstruct(self, images: Tensor) -> Reconstruction:
         """Images (B, 3, H, W) in [-1, 1], of a size that the backbone sees at once, through tokens and through the posterior mean."""
@@ -147,22 +159,7 @@ class ImageTokenizer(LightningModule):
         """n of (B, h, w, n)."""
         return self.quantizer.tokens_per_position
 
-    def _in_windows(self, function: Any, x: Tensor, tile: int | None, scale_in: int, scale_out: int) -> Tensor:
-        d = self.downsampling
-        if tile is not None and (tile < 4 * d or tile % d):
-            raise UserError(f"tile: {tile} is not a multiple of {d} of at least {4 * d} pixels")
-        side = self.window or tile
-        height, width = (length // scale_in for length in x.shape[-2:])
-        if side is None or (self.window is None and max(height, width) * d <= side):
-            return function(x)
-        if self.window and min(height, width) * d < side:
-            raise UserError(f"pictures of {height * d}x{width * d} are smaller than the backbone's {side} pixels: pad them first")
-        window = tuple(min(side // d, length) * scale_in for length in (height, width))
-        # a quarter of a window in common hides the seams
-        overlap = min(side // d // 4, min(height, width) - 1) * scale_in
-        return apply_in_windows(function, x, (window[0], window[1]), overlap, scale_in, scale_out, WINDOWS_PER_BATCH)
-
-    # Conversion, saving and loading
+    # Conversion
 
     def attach(self, quantizer: Quantizer) -> None:
         """Replaces the quantizer, by one of the same widths."""
@@ -176,78 +173,45 @@ class ImageTokenizer(LightningModule):
         """From here on the encoder, and with it every token, stays as it is."""
         self.backbone.encoder.requires_grad_(False).eval()
 
-    def description(self) -> dict[str, Any]:
-        """What `construction.build` needs to make this tokenizer again, without what only training needs."""
-        parts = {name: describe(getattr(self, name)) for name in ("backbone", "quantizer")}
-        return {"class_path": "gq_lightning.ImageTokenizer", "init_args": parts}
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("loss.")}
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the description and the weights: tokens are only worth something together with the tokenizer of this fingerprint."""
-        # 1 and 1.0 are the same argument
-        description = json.loads(json.dumps(self.description()), parse_int=float)
-        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-        for name, tensor in sorted(self._weights().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors, from which `from_pretrained` makes an equal tokenizer."""
-        facts = {
-            "bits_per_pixel": self.quantizer.bits_per_position / self.downsampling**2,
-            "codebook_size": self.codebook_size,
-            "tokens_per_position": self.tokens_per_position,
-            "downsampling": self.downsampling,
-            "fingerprint": self.fingerprint,
-        }
-        if isinstance(codebook := getattr(self.quantizer, "codebook_fingerprint", None), Tensor):
-            facts["codebook"] = {"recipe": self.quantizer.recipe, "sha256": bytes(codebook.tolist()).hex()}
-        hub.write_folder(folder, self.description(), self._weights(), facts)
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, **download: Any) -> Self:
-        """A tokenizer from a folder or from `owner/repository` on the hub, in eval mode and frozen.
-
-        Args:
-            name: folder or repository.
-            download: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` of huggingface_hub.
-
-        Raises:
-            UserError: a file is missing, damaged or changed.
-        """
-        folder = hub.locate(name, **download)
-        description, state = hub.read_folder(folder)
-        return cls.from_description(description, state, source=str(folder / hub.CONFIG))
-
-    @classmethod
-    def from_description(cls, description: dict[str, Any], state: Mapping[str, Tensor], source: str) -> Self:
-        """A tokenizer from what `description` gave and its weights; `source` is the file named in errors."""
-        tokenizer = build(cls, description, source)
-        try:
-            tokenizer.load_state_dict(state)
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise UserError(f"{source}: its weights do not fit the tokenizer it describes: {' '.join(lines[1:2])}") from error
-        return tokenizer.eval().requires_grad_(False)
-
-    def push_to_hub(self, repository: str, folder: str | Path, token: str | None = None, private: bool | None = None) -> str:
-        """Saves to `folder` and uploads it as `owner/repository`; returns the commit's address."""
-        self.save_pretrained(folder)
-        return hub.upload(folder, repository, token, private)
-
     # Training and evaluation under Lightning's Trainer
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Any]:
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
         if self.loss is None:
             raise UserError("model.loss: null, but fit needs a loss")
+        if self.trainer.precision == "16-mixed":
+            raise UserError("trainer.precision: 16-mixed needs scaled gradients, which two optimizers do not share: use bf16-mixed")
+
+    def on_train_start(self) -> None:
+        if self.adversary is not None:
+            # DistributedDataParallel of the discriminator is its own
+            self.adversary.distribute(self.device)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Any]:
+        assert self.loss is not None
+        adversary, step = self.adversary, self.trainer.global_step
         features = self.backbone.encode(batch)
         quantized = self.quantizer(features.movedim(1, -1))
         reconstructions = self.backbone.decode(quantized.latents.movedim(-1, 1))
         reconstruction, parts = self.loss(reconstructions, batch)
         total = reconstruction + quantized.penalty
+        if adversary is not None and adversary.judges(step):
+            term, more = adversary.generator_loss(reconstructions, reconstruction, self.backbone.last_layer)
+            total, parts = total + term, parts | more
+        complete = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+        generator, *discriminator = zip(self._optimizers(), self._schedulers(), strict=True)
+        with nullcontext() if complete else self._without_synchronisation():
+            self.manual_backward(total / self.accumulate)
+        if complete:
+            self.log("gradient_norm", take_step(*generator, self.gradient_clip, counted=True))
+        if adversary is not None and adversary.learns(step):
+            judgement, more = adversary.discriminator_loss(batch, reconstructions)
+            # not manual_backward: that one prepares DDP of the generator for gradients which do not come
+            (judgement / self.accumulate).backward()
+            parts = parts | more
+            if complete:
+                take_step(*discriminator[0], self.gradient_clip, counted=False)
         self.log("loss", total, prog_bar=True)
         self.log_dict({f"loss/{name}": value for name, value in parts.items()})
         self.log_dict({"loss/reconstruction": reconstruction, "loss/penalty": quantized.penalty})
@@ -276,9 +240,11 @@ class ImageTokenizer(LightningModule):
 
     def _evaluation_end(self, prefix: str) -> None:
         assert self.metrics is not None
+        values, self.metrics = self.metrics.compute(), None
         # all ranks have computed the same values; sync_dist says so to Lightning
-        self.log_dict({f"{prefix}/{name}": float(value) for name, value in self.metrics.compute().items()}, sync_dist=True)
-        self.metrics = None
+        self.log_dict({f"{prefix}/{name}": float(value) for name, value in values.items()}, sync_dist=True)
+        if (warning := collapse(values)) is not None:
+            rank_zero_warn(warning)
 
     def on_validation_epoch_start(self) -> None:
         # rFID costs more than the rest of a validation: test and the end of fit take it
@@ -302,9 +268,30 @@ class ImageTokenizer(LightningModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         return self.encode(batch)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def _optimizers(self) -> list[LightningOptimizer]:
+        optimizers: Any = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _schedulers(self) -> Iterable[Any]:
+        schedulers: Any = self.lr_schedulers()
+        return schedulers if isinstance(schedulers, list) else [schedulers]
+
+    def _without_synchronisation(self) -> AbstractContextManager[None]:
+        # gradients of an incomplete step stay on their rank
+        block = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        return block()
+
+    def configure_optimizers(self) -> Any:
         steps = self.trainer.estimated_stepping_batches if self.schedule == "cosine" else math.inf
-        return adamw(self, self.learning_rate, self.betas, self.weight_decay, self.warmup_steps, self.schedule, steps)
+        if self.trainer.max_steps < 0:
+            steps = steps / self.accumulate
+        own = [parameter for name, parameter in self.named_parameters() if not name.startswith("adversary.")]
+        optimizers = [adamw(own, self.learning_rate, self.betas, self.weight_decay, self.warmup_steps, self.schedule, steps)]
+        if (adversary := self.adversary) is not None:
+            rate = self.learning_rate if adversary.learning_rate is None else adversary.learning_rate
+            steps = max(steps - adversary.start, 1)
+            optimizers.append(adamw(adversary.parameters(), rate, adversary.betas, 0.0, self.warmup_steps, self.schedule, steps))
+        return optimizers
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # a checkpoint alone suffices to make the tokenizer again; plain data, so that it loads with weights_only

@@ -11,6 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gq_lightning.errors import UserError
+
+WINDOWS_PER_BATCH = 16
+
 
 def starts(length: int, window: int, overlap: int) -> list[int]:
     """Positions of the windows that cover [0, length): `window - overlap` apart, the last one flush with the end.
@@ -24,6 +28,37 @@ def starts(length: int, window: int, overlap: int) -> list[int]:
         raise ValueError(f"need 0 <= overlap < window <= length, got overlap {overlap}, window {window}, length {length}")
     last = length - window
     return [*range(0, last, window - overlap), last]
+
+
+def see_in_windows(
+    function: Callable[[Tensor], Tensor], x: Tensor, scale_in: int, scale_out: int, window: int | None, tile: int | None
+) -> Tensor:
+    """`function` applied to `x` at once if it can be, else in windows that overlap by a quarter, which hides the seams.
+
+    Args:
+        function: as in `apply_in_windows`.
+        x: (B, C, H, W).
+        scale_in: elements of `x` per position of the token grid.
+        scale_out: elements of the result per position; one of both scales is 1, the other one the downsampling.
+        window: the one size, in pixels, that `function` knows, or None where it takes any.
+        tile: the largest size, in pixels, that it is to see, for want of memory; None sets no limit.
+
+    Raises:
+        UserError: `tile` is no multiple of the downsampling, or the picture is smaller than `window`.
+    """
+    downsampling = max(scale_in, scale_out)
+    if tile is not None and (tile < 4 * downsampling or tile % downsampling):
+        raise UserError(f"tile: {tile} is not a multiple of {downsampling} of at least {4 * downsampling} pixels")
+    side = window or tile
+    height, width = (length // scale_in for length in x.shape[-2:])
+    if side is None or (window is None and max(height, width) * downsampling <= side):
+        return function(x)
+    if window and min(height, width) * downsampling < side:
+        size = f"{height * downsampling}x{width * downsampling}"
+        raise UserError(f"pictures of {size} are smaller than the backbone's {side} pixels: pad them first")
+    sides = tuple(min(side // downsampling, length) * scale_in for length in (height, width))
+    overlap = min(side // downsampling // 4, min(height, width) - 1) * scale_in
+    return apply_in_windows(function, x, (sides[0], sides[1]), overlap, scale_in, scale_out, WINDOWS_PER_BATCH)
 
 
 def apply_in_windows(

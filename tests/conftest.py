@@ -16,6 +16,7 @@ LIGHTNING = (
     "ignore:.*exists and is not empty.*",
     "ignore:.*is not supported by the model summary.*",
     "ignore:.*dataloader is not resumable.*",
+    "ignore:.*no pre-optimization state was saved.*",
     "ignore:.*callbacks used to create the checkpoint need to be provided.*",
 )
 

@@ -1,5 +1,8 @@
 """Small real tokenizers for the tests."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -7,14 +10,14 @@ import torch
 from gq_lightning import ImageTokenizer
 from gq_lightning.backbones import UNet, VisionTransformer
 from gq_lightning.losses import ReconstructionLoss
-from gq_lightning.quantizers import GaussianQuantizer
+from gq_lightning.quantizers import GaussianQuantizer, Quantizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def small_tokenizer(backbone: str, **arguments: object) -> ImageTokenizer:
+def small_tokenizer(backbone: str, quantizer: Quantizer | None = None, **arguments: object) -> ImageTokenizer:
     torch.manual_seed(0)
-    quantizer = GaussianQuantizer(16, latent_channels=4, codebook_size=256)
+    quantizer = quantizer or GaussianQuantizer(16, latent_channels=4, codebook_size=256)
     widths = {"encoder_channels": quantizer.encoder_channels, "latent_channels": quantizer.latent_channels, "image_size": 32}
     network = (
         VisionTransformer(**widths, width=32, layers=1, heads=2, head_width=64)
@@ -23,3 +26,30 @@ def small_tokenizer(backbone: str, **arguments: object) -> ImageTokenizer:
     )
     loss = ReconstructionLoss("l2", lpips_weight=0.0)
     return ImageTokenizer(network, quantizer, loss, **arguments)  # type: ignore[arg-type]
+
+
+RECORD = """
+import sys, torch
+from lightning.pytorch import Callback
+from gq_lightning.cli import CommandLine
+
+class Record(Callback):
+    def on_fit_end(self, trainer, module):
+        torch.save(dict(module.state_dict()), f"{trainer.default_root_dir}/rank{trainer.global_rank}.pt")
+
+from gq_lightning import cli
+start = cli.CommandLine.instantiate_trainer
+cli.CommandLine.instantiate_trainer = lambda self, **kw: (lambda t: (t.callbacks.append(Record()), t)[1])(start(self, **kw))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def run_ranks(folder: Path, arguments: list[str], name: str, ranks: int = 2) -> list[dict[str, torch.Tensor]]:
+    """The final state of every rank of a `fit` by the command line, in processes of its own; `arguments` say how many."""
+    script = folder / "run.py"
+    script.write_text(RECORD)
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
+    call = [sys.executable, str(script), "fit", *arguments]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / name / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]

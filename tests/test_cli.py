@@ -31,7 +31,7 @@ SMOKE = [
 ]
 # the hook's rFID needs minutes of CPU here; tests/metrics measures it
 HOOK = ["--trainer.callbacks=gq_lightning.callbacks.TDC", "--trainer.callbacks+=gq_lightning.callbacks.GaussianQuant"]
-FIT = ["fit", *SMOKE, *HOOK, "--trainer.callbacks.rfid=false", "--trainer.callbacks.columns=3"]
+FIT = ["fit", *SMOKE, *HOOK, "--export.rfid=false", "--export.columns=3"]
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -254,7 +254,7 @@ def test_bfloat16_and_plain_gaussian_vae(backbone: str, tmp_path: Path) -> None:
         "--trainer.callbacks=gq_lightning.callbacks.GaussianQuant",
     ]
     arguments += [
-        "--trainer.callbacks.rfid=false",
+        "--export.rfid=false",
         "--trainer.max_steps=3",
         "--trainer.precision=bf16-mixed",
         "--data.init_args.batch_size=4",

@@ -7,6 +7,7 @@ from small import small_tokenizer
 
 from gq_lightning import ImageTokenizer, UserError
 from gq_lightning.quantizers import GaussianQuantizer
+from gq_lightning.windows import see_in_windows
 
 
 def images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> torch.Tensor:
@@ -41,7 +42,7 @@ def test_tiles_of_a_convolution_agree_inside() -> None:
     assert torch.equal(tokenizer.encode(picture, tile=96), tokenizer.encode(picture)), "one tile is no tile"
     # a constant picture has the same statistics in every tile, but for the zero padding at the borders
     flat = torch.zeros(1, 3, 96, 96)
-    whole, parts = (tokenizer.backbone.encode(flat), tokenizer._in_windows(tokenizer.backbone.encode, flat, 96, 8, 1))
+    whole, parts = (tokenizer.backbone.encode(flat), see_in_windows(tokenizer.backbone.encode, flat, 8, 1, None, 96))
     assert torch.equal(whole, parts)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gq_lightning.backbones.base import Backbone, apply_block, check_multiple
 from gq_lightning.errors import UserError
 
+
 def normalization(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
@@ -101,7 +102,9 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     """Images (B, 3, H, W) to features (B, features, H / 2**(levels - 1), W / 2**(levels - 1)). `widths` go from fine to coarse."""
 
-    def __init__(self, features: int, channels: int, widths: list[int], attention: list[bool], blocks: int, groups: int, checkpointing: bool) -> None:
+    def __init__(
+        self, features: int, channels: int, widths: list[int], attention: list[bool], blocks: int, groups: int, checkpointing: bool
+    ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
         self.levels = nn.ModuleList()

@@ -1,4 +1,4 @@
-"""Random Gaussian codebooks, https://arxiv.org/abs/2512.06609: K vectors of m values from N(0, 1), fixed by a recipe.
+"""Gaussian codebooks, https://arxiv.org/abs/2512.06609: K vectors of m values from N(0, 1), fixed by a recipe.
 
 A codebook is never trained and so never needs to be stored, only its recipe. But tokens outlive library versions, and a
 generator that draws other numbers would silently turn all of them into noise. So the generators are ones whose streams are
@@ -15,7 +15,7 @@ from torch.quasirandom import SobolEngine
 
 from gq_lightning.errors import UserError
 
-Generator = Literal["iid", "sobol"]
+Generator = Literal["iid", "sobol", "quantile"]
 
 
 def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: int) -> Tensor:
@@ -23,7 +23,9 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
 
     Args:
         generator: `iid` draws independent normals (the paper). `sobol` maps the first `size` points of a scrambled Sobol
-            sequence through the inverse normal distribution function (the published models, with seed 42).
+            sequence through the inverse normal distribution function (the published models, with seed 42). `quantile` divides
+            N(0, 1) into `size` bins of equal probability and takes the median of each, in ascending order; one dimension, and
+            nothing random, so the seed does not matter.
         size: K, number of codewords.
         dimensions: m, values per codeword.
         seed: of the generator.
@@ -44,7 +46,12 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
         # the sequence has 30 bits, so 0 itself may occur, whose quantile is infinite
         half_step = 2.0**-31
         return torch.special.ndtri(uniform.clamp(half_step, 1 - half_step)).float()
-    raise UserError(f"codebook: {generator!r} is neither 'iid' nor 'sobol'")
+    if generator == "quantile":
+        if dimensions != 1:
+            raise UserError(f"codebook: quantile has groups of 1 dimension, not {dimensions}; use iid, or one token per latent channel")
+        centres = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) / size
+        return torch.special.ndtri(centres).float().unsqueeze(1)
+    raise UserError(f"codebook: {generator!r} is none of 'iid', 'sobol' and 'quantile'")
 
 
 def fingerprint(codebook: Tensor) -> bytes:

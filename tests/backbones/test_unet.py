@@ -113,7 +113,7 @@ def residual(block: ResidualBlock, x: Tensor) -> Tensor:
 
 
 def test_attention_is_its_formula() -> None:
-    layer = Attention(64)
+    layer = Attention(64, 32)
     randomize(layer)
     x = torch.randn(2, 64, 3, 5)
     torch.testing.assert_close(layer(x), attend(layer, x), atol=1e-4, rtol=1e-4)

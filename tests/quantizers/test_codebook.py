@@ -43,6 +43,19 @@ def test_sobol_is_more_even_than_iid() -> None:
     assert (iid.flatten() * 256).floor().unique().numel() < 200
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 16, 65536])
+def test_quantiles_are_the_medians_of_equally_probable_bins(size: int) -> None:
+    codebook = gaussian_codebook("quantile", size, 1, seed=42)
+    assert codebook.shape == (size, 1)
+    assert codebook.dtype == torch.float32
+    assert torch.equal(codebook, gaussian_codebook("quantile", size, 1, seed=7)), "nothing is random"
+    edges = scipy.stats.norm.ppf(np.linspace(0, 1, size + 1))
+    values = codebook[:, 0].double().numpy()
+    assert (np.searchsorted(edges, values) == np.arange(1, size + 1)).all(), "one value in each bin, in ascending order"
+    # half of a bin's probability lies below its value
+    np.testing.assert_allclose((scipy.stats.norm.cdf(values) - scipy.stats.norm.cdf(edges[:-1])) * size, 0.5, atol=size * 1e-7)
+
+
 @pytest.mark.parametrize(
     ("generator", "expected"),
     [
@@ -61,7 +74,17 @@ def test_fingerprint_is_the_hash_of_the_values() -> None:
     assert fingerprint(codebook) == expected != fingerprint(codebook.view(1, 4))
 
 
-@pytest.mark.parametrize("arguments", [("normal", 16, 2, 0), ("iid", 1, 2, 0), ("iid", 16, 0, 0), ("sobol", 16, 100_000, 0)])
+def test_quantiles_are_frozen_too() -> None:
+    # every codebook that TokenBridge can have at the paper's rates
+    digest = hashlib.sha256()
+    for bits in (1, 2, 4, 8, 16):
+        digest.update(fingerprint(gaussian_codebook("quantile", 2**bits, 1, 0)))
+    assert digest.hexdigest() == "4d7ec8698fc701be5e8a649e842ea9d710a376ce5d28154758437a17419b750e"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("normal", 16, 2, 0), ("iid", 1, 2, 0), ("iid", 16, 0, 0), ("sobol", 16, 100_000, 0), ("quantile", 16, 2, 0)]
+)
 def test_bad_recipes(arguments: tuple) -> None:
     with pytest.raises(UserError):
         gaussian_codebook(*arguments)

@@ -1,0 +1,70 @@
+"""When fit ends: write the tokenizer, measure it, draw it. Common to all methods.
+
+fit ends -> (a post-training hook converts) -> tokenizer/ -> evaluation of the tokens -> metrics.json, reconstructions.png, a table
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+
+from gq_lightning.data import ImageDataModule
+from gq_lightning.evaluation import draw, evaluate, save_picture, some_images, write_metrics
+from gq_lightning.report import metrics_table
+from gq_lightning.tokenizer import ImageTokenizer
+
+
+class Export(Callback):
+    """Exports and evaluates at the end of fit, into the run's folder. It comes after the hooks that convert.
+
+    Args:
+        rfid: measure rFID too, which costs more than all else on a CPU.
+        columns: images in reconstructions.png.
+    """
+
+    def __init__(self, rfid: bool = True, columns: int = 12) -> None:
+        self.rfid, self.columns = rfid, columns
+        self._begin = self._trained = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trained = time.perf_counter()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, ImageTokenizer)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        pl_module.eval()
+        run = Path(trainer.log_dir or trainer.default_root_dir)
+        if trainer.is_global_zero:
+            pl_module.save_pretrained(run / "tokenizer")
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        values, protocol = evaluate(pl_module, data.test_dataloader(), self.rfid, progress=trainer.is_global_zero)
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics({f"final/{name}": float(value) for name, value in values.items()}, step=trainer.global_step)
+            logger.save()
+        write_metrics(
+            run / "metrics.json",
+            values,
+            protocol,
+            data.protocol(),
+            seconds=round(time.perf_counter() - self._begin, 2),
+            training_seconds=round(self._trained - self._begin, 2),
+            steps=trainer.global_step,
+            tokenizer_fingerprint=pl_module.fingerprint,
+        )
+        with torch.no_grad():
+            images = some_images(data.evaluation_set(), self.columns).to(pl_module.device)
+            save_picture(draw(images, pl_module.reconstruct(images)), run / "reconstructions.png")
+        console = Console()
+        console.print(
+            metrics_table(values, title=f"{pl_module.quantizer.bits_per_position:g} bits per position, {values['images']} images")
+        )
+        for name in ("metrics.json", "reconstructions.png", "tokenizer"):
+            console.print(f"  {run / name}", soft_wrap=True)

@@ -1,0 +1,105 @@
+"""PatchGAN discriminator, https://arxiv.org/abs/1611.07004 (Isola et al. 2017, section 3.2.2), as VQGAN uses it.
+
+    images (B, 3, H, W) -> [4x4 convolution of stride 2, norm, leaky ReLU] per layer -> two of stride 1 -> logits (B, 1, h, w)
+
+Each logit judges one patch of the image: real above 0, reconstructed below.
+"""
+
+from typing import Literal, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from gq_lightning.errors import UserError
+
+Normalization = Literal["actnorm", "spectral", "none"]
+
+
+class ActNorm(nn.Module):
+    """Scale and shift per channel, set by the first batch to give mean 0 and deviation 1, then learned
+    (https://arxiv.org/abs/1807.03039, section 3.1). (B, C, H, W) to the same shape.
+
+    The first batch is the global one: under torch.distributed all ranks start with the same values. There are no running
+    statistics, so SyncBatchNorm has nothing to convert here.
+    """
+
+    initialized: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.location = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.register_buffer("initialized", torch.tensor(False))
+        self._known = False  # the buffer's value on the host, once true: reading it each step would wait for the device
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self._known:
+            if not bool(self.initialized.item()):
+                self._initialize(x.detach())
+            self._known = True
+        return self.scale * (x + self.location)
+
+    @torch.no_grad()
+    def _initialize(self, x: Tensor) -> None:
+        x = x.float()
+        moments = torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(moments)
+            moments /= dist.get_world_size()
+        mean, deviation = moments[0], (moments[1] - moments[0].square()).clamp(min=0).sqrt()
+        self.location.copy_(-mean.view_as(self.location))
+        self.scale.copy_((deviation + 1e-6).reciprocal().view_as(self.scale))
+        self.initialized.fill_(True)
+
+
+@final
+class PatchDiscriminator(nn.Module):
+    """The defaults are the paper's (https://arxiv.org/abs/2512.06609, recipe): width 160, 6 layers, ActNorm.
+
+    Args:
+        width: channels of the first layer; each layer doubles them, up to 8 times.
+        layers: halvings of the image. A logit of 6 layers judges more than a 256x256 image, one of 3 a patch of 70x70.
+        normalization: `actnorm`; `spectral` normalisation of the kernels; or `none`.
+
+    Raises:
+        UserError: width or layers are not positive, or an unknown normalisation.
+    """
+
+    def __init__(self, width: int = 160, layers: int = 6, normalization: Normalization = "actnorm") -> None:
+        super().__init__()
+        if width < 1 or layers < 1:
+            raise UserError(f"discriminator: width {width} and layers {layers} must be positive")
+        if normalization not in ("actnorm", "spectral", "none"):
+            raise UserError(f"discriminator.normalization: {normalization!r} is none of actnorm, spectral, none")
+        self.layers = layers
+        widths = [width * min(2**index, 8) for index in range(layers + 1)]
+
+        def convolution(before: int, after: int, stride: int) -> nn.Module:
+            layer = nn.Conv2d(before, after, 4, stride, padding=1)
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            return spectral_norm(layer) if normalization == "spectral" else layer
+
+        modules = [convolution(3, widths[0], 2), nn.LeakyReLU(0.2)]
+        for index in range(1, layers + 1):
+            modules.append(convolution(widths[index - 1], widths[index], 2 if index < layers else 1))
+            modules += [ActNorm(widths[index])] if normalization == "actnorm" else []
+            modules.append(nn.LeakyReLU(0.2))
+        self.network = nn.Sequential(*modules, convolution(widths[-1], 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to logits (B, 1, h, w).
+
+        Raises:
+            UserError: the images are too small for so many layers.
+        """
+        # each halving floors; the two last convolutions take one pixel each
+        if min(images.shape[-2:]) >> self.layers < 3:
+            height, width = images.shape[-2:]
+            fitting = max((min(height, width) // 3).bit_length() - 1, 0)
+            raise UserError(
+                f"discriminator.layers: {self.layers} layers halve images of {height}x{width} to nothing: use at most {fitting}"
+            )
+        return self.network(images)

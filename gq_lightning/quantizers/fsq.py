@@ -1,0 +1,83 @@
+"""Finite Scalar Quantization (FSQ), https://arxiv.org/abs/2309.15505: each channel is bounded and rounded to a few levels.
+
+    features --forward, tokenize--> bound(features) rounded, gradients straight through the rounding
+    tokens   --detokenize---------> the same point of the grid
+
+The grid is `vector_quantize_pytorch.FSQ`'s. Its bound is the paper's listing with the artanh that centres an even number of levels in
+place of the listing's tan, and levels that reach a thousandth further instead of less far.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from vector_quantize_pytorch import FSQ
+
+from gq_lightning.errors import UserError
+from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens
+
+# the library adds up a token's digits in float32
+LARGEST_CODEBOOK = 2**20
+# beyond it the thousandth by which its bound reaches further is a level of its own
+MOST_LEVELS = 1000
+
+
+class FiniteScalarQuantizer(Quantizer):
+    """Tokens are points of a fixed grid with values in [-1, 1]; nothing is learned and the penalty is 0.
+
+    Args:
+        bits_per_position: rate at each position of the grid, a whole number of tokens within half a bit each. The attribute of this name is
+            the rate of the real grid: with levels 8, 8, 8, 5, 5, 5 it is 15.97 bits for 16.
+        levels: levels of each channel of one token; their product is the codebook's size, at most 2^20. 16, 16, 16, 16 is four channels of
+            4 bits. An even number of levels lies half a step below the symmetric grid, 0 being one of them (the paper). With 2 levels that
+            leaves no centre, so a list with a 2 in it has the symmetric grid of https://arxiv.org/abs/2411.19842 in all its channels.
+    """
+
+    def __init__(self, bits_per_position: int = 16, levels: Sequence[int] = (16, 16, 16, 16)) -> None:
+        super().__init__()
+        levels = list(levels)
+        if not levels or any(not isinstance(level, int) or not 2 <= level <= MOST_LEVELS for level in levels):
+            raise UserError(f"levels: {levels} must be whole numbers from 2 to {MOST_LEVELS}, at least one")
+        self.codebook_size = math.prod(levels)
+        if self.codebook_size > LARGEST_CODEBOOK:
+            raise UserError(
+                f"levels: {levels} make {self.codebook_size} codewords, more than 2^20: use fewer, and more tokens per position"
+            )
+        bits = math.log2(self.codebook_size)
+        tokens = round(bits_per_position / bits)
+        if tokens < 1 or abs(bits_per_position - tokens * bits) > 0.5 * tokens:
+            count = max(tokens, 1)
+            raise UserError(
+                f"bits_per_position: {bits_per_position:g} is not a whole number of tokens of {bits:g} bits, levels being {levels}:"
+                f" use {count * bits:g} bits or levels whose product is near 2^{bits_per_position / count:g}"
+            )
+        self.levels, self.tokens_per_position, self.bits_per_position = levels, tokens, tokens * bits
+        self.encoder_channels = self.latent_channels = tokens * len(levels)
+        # without return_indices it does not write the whole grid into memory
+        self.grid = FSQ(levels, preserve_symmetry=2 in levels, return_indices=False)
+
+    def forward(self, features: Tensor) -> Quantized:
+        latents = self._round(features).flatten(-2)
+        return Quantized(latents, latents.new_zeros(()))
+
+    @torch.no_grad()
+    def tokenize(self, features: Tensor) -> Tensor:
+        points = self._round(features)
+        if points.isnan().any():
+            raise UserError("features must be numbers: the encoder's are not finite")
+        return self.grid.codes_to_indices(points).long()
+
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        # flat, because the library takes more axes for an image and moves the last one
+        return self.grid.indices_to_codes(tokens.flatten()).view(*tokens.shape[:-1], self.latent_channels)
+
+    def _round(self, features: Tensor) -> Tensor:
+        """(..., encoder_channels) to points of the grid (..., tokens_per_position, len(levels)), float32."""
+        if features.shape[-1] != self.encoder_channels:
+            raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
+        return self.grid.quantize(features.float().unflatten(-1, (self.tokens_per_position, len(self.levels))))
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, {self.tokens_per_position} tokens per position, {self.bits_per_position:.2f} bits per position"

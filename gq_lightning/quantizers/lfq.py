@@ -1,0 +1,89 @@
+"""Lookup-free quantization (LFQ), https://arxiv.org/abs/2310.05737 (MAGVIT-v2), section 3.1.
+
+    features --tokenize----> the signs of each token's channels, as the bits of a number
+             --forward-----> the signs, gradients straight through; commitment and entropy penalty
+    tokens   --detokenize--> the signs, -1 and +1
+
+`vector_quantize_pytorch.LFQ` is the well-known implementation, and the tests hold this one to its tokens and to the terms of its loss on one
+process. It does not serve here itself: it drops the result of its all-reduce and divides the local distribution by the number of ranks, it
+gives 0 the sign -1, its penalty exists in training mode only, and it holds positions x tokens x codebook_size probabilities at once.
+"""
+
+import torch
+from torch import Tensor
+
+from gq_lightning.errors import UserError
+from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens
+from gq_lightning.quantizers.signs import checked, entropies, pack, positions_of_image, signs, tokens_of, unpack
+
+# the entropy of the batch knows each code
+LARGEST_CODEBOOK = 2**20
+
+
+class LookupFreeQuantizer(Quantizer):
+    """One sign bit per channel; tokens of log2(codebook_size) bits each. Nothing is learned.
+
+    The penalty, per position of an image, is
+
+        commitment * |z - sign(z)|^2 + entropy_weight * (sum over tokens of H(p) - diversity_gamma * sum over tokens of H(mean of p)),
+
+    the square summed over the channels, entropies in nats. p is a token's soft assignment to its 2^b codes,
+    softmax over c in {-1, +1}^b of -|z - c|^2 / temperature, that is P(bit i is 1) = sigmoid(4 z_i / temperature). Each token of a position
+    has its own mean distribution, over all positions of the global batch: tokens that share one would look diverse where each is constant.
+
+    All of it is summed over the positions of an image and averaged over the images, because the reconstruction loss is a sum over pixels, too.
+    The entropy of the mean is one number for the batch and counts once for each position of an image, so that both entropies balance as in
+    the paper. Published implementations average over positions, channels (commitment) and tokens (entropies) instead.
+
+    Args:
+        bits_per_position: rate at each position of the grid, and number of features and latents. A whole number of tokens.
+        codebook_size: codes of one token, a power of two, at most 2^20.
+        entropy_weight: weight of the entropies, of which a position's is made small and the batch's large.
+        commitment: weight of the distance from features to their signs.
+        diversity_gamma: weight of the batch's entropy within the entropies.
+        temperature: of the soft assignment. At the published 0.01 only features within about 0.01 of 0 are uncertain, and feel the entropies.
+    """
+
+    def __init__(
+        self,
+        bits_per_position: int = 16,
+        codebook_size: int = 256,
+        entropy_weight: float = 0.1,
+        commitment: float = 0.25,
+        diversity_gamma: float = 1.0,
+        temperature: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.tokens_per_position = tokens_of(bits_per_position, codebook_size)
+        if codebook_size > LARGEST_CODEBOOK:
+            raise UserError(f"codebook_size: {codebook_size} is more than 2^20: use a smaller one, and more tokens per position")
+        if not min(entropy_weight, commitment, diversity_gamma) >= 0 or not temperature > 0:
+            given = f"{entropy_weight}, {commitment}, {diversity_gamma} and {temperature}"
+            raise UserError(f"entropy_weight, commitment and diversity_gamma must be >= 0 and temperature > 0, not {given}")
+        self.encoder_channels = self.latent_channels = int(bits_per_position)
+        self.codebook_size, self.bits_per_position = codebook_size, int(bits_per_position)
+        self.entropy_weight, self.commitment = float(entropy_weight), float(commitment)
+        self.diversity_gamma, self.temperature = float(diversity_gamma), float(temperature)
+
+    def forward(self, features: Tensor) -> Quantized:
+        values = checked(features, self.encoder_channels)
+        codes = signs(values).detach()
+        per_sample, batch = entropies((4 / self.temperature * values).unflatten(-1, (self.tokens_per_position, -1)))
+        distance = (values - codes).square().sum(dim=-1).mean()
+        per_position = self.commitment * distance + self.entropy_weight * (per_sample - self.diversity_gamma * batch)
+        diagnostics = {"sample_entropy": per_sample.detach(), "batch_entropy": batch.detach()}
+        return Quantized(values + (codes - values).detach(), positions_of_image(features) * per_position, diagnostics)
+
+    @torch.no_grad()
+    def tokenize(self, features: Tensor) -> Tensor:
+        return pack(checked(features, self.encoder_channels), self.tokens_per_position)
+
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        return unpack(tokens, self.bits_per_position // self.tokens_per_position)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.bits_per_position} signs, {self.tokens_per_position} tokens per position, entropy_weight={self.entropy_weight:g},"
+            f" commitment={self.commitment:g}, diversity_gamma={self.diversity_gamma:g}, temperature={self.temperature:g}"
+        )

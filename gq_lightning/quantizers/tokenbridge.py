@@ -1,0 +1,95 @@
+"""TokenBridge, https://arxiv.org/abs/2503.16430: each latent dimension of a Gaussian VAE is discretised by itself, after training.
+
+    features [mean, log variance] --forward-----> mean + sigma * noise, penalty on the KL of each dimension
+                                  --tokenize----> per dimension, the value nearest to the mean
+                     tokens       --detokenize--> that value
+
+The values of a dimension come from K bins of N(0, 1) with equal probability: the median of each, the quantile at (j + 0.5) / K. In
+the frame of Gaussian Quant (https://arxiv.org/abs/2512.06609, section 5) this is a codebook of that many quantiles in place of a
+random one, groups of one dimension, and no weight on the prior. (The authors' own code takes the mean of each bin, cut off at
+three standard deviations, in place of its median.)
+"""
+
+import torch
+from torch import Tensor
+
+from gq_lightning.errors import UserError
+from gq_lightning.quantizers.base import Quantized, Quantizer
+from gq_lightning.quantizers.gaussian import GaussianQuantizer
+from gq_lightning.quantizers.tdc import TargetDivergence, Variant
+
+MOST_BITS = 16
+
+
+class TokenBridge(Quantizer):
+    """Diagonal Gaussian posteriors, replaced by the nearest quantile of N(0, 1) in each dimension: one token per latent channel.
+
+    It is attached to a Gaussian VAE that was trained otherwise (`callbacks.GaussianQuant(quantizer=...)`), or trained with: without the
+    TDC callback on a vanilla VAE, the published method, and with it under a target divergence of each dimension.
+
+    Args:
+        bits_per_position: rate at each position of the grid, a whole number of bits (1 to 16) for each latent channel.
+        latent_channels: latent dimensions per position, and tokens per position.
+        alpha: half width of the TDC's tolerance band, bits.
+        beta: the TDC's factor per step.
+        variant: of the TDC, `paper` or `reference`.
+        penalty_weight: weight of the KL penalty (in bits, summed over the dimensions of an image) in the loss.
+
+    Raises:
+        UserError: the bits cannot be shared equally by the channels.
+    """
+
+    def __init__(
+        self,
+        bits_per_position: int = 16,
+        latent_channels: int = 16,
+        alpha: float = 0.5,
+        beta: float = 1.01,
+        variant: Variant = "paper",
+        penalty_weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if latent_channels < 1:
+            raise UserError(f"latent_channels: {latent_channels} is less than 1")
+        bits, remainder = divmod(bits_per_position, latent_channels)
+        if remainder or not 1 <= bits <= MOST_BITS:
+            nearest = latent_channels * min(max(round(bits_per_position / latent_channels), 1), MOST_BITS)
+            raise UserError(
+                f"bits_per_position: {bits_per_position:g} is not a whole number of bits, 1 to {MOST_BITS}, for each of {latent_channels}"
+                f" latent channels: use {nearest}, or a latent_channels that divides it"
+            )
+        self.gaussian: GaussianQuantizer = GaussianQuantizer(
+            bits_per_position,
+            latent_channels,
+            codebook_size=2 ** int(bits),
+            codebook="quantile",
+            prior_weight=0.0,
+            alpha=alpha,
+            beta=beta,
+            variant=variant,
+            penalty_weight=penalty_weight,
+        )
+        self.encoder_channels, self.latent_channels = self.gaussian.encoder_channels, self.gaussian.latent_channels
+        self.codebook_size, self.tokens_per_position = self.gaussian.codebook_size, self.gaussian.tokens_per_position
+        self.bits_per_position = self.gaussian.bits_per_position
+        self.recipe = f"quantile codebook of {self.codebook_size} x 1"
+
+    @property
+    def tdc(self) -> TargetDivergence:
+        """The multipliers, which the TDC callback moves; the target is the bits of one dimension."""
+        return self.gaussian.tdc
+
+    @property
+    def codebook_fingerprint(self) -> Tensor:
+        """SHA-256 of the values, (32,) uint8, saved with the weights and compared on loading."""
+        return self.gaussian.codebook_fingerprint
+
+    def forward(self, features: Tensor) -> Quantized:
+        return self.gaussian(features)
+
+    @torch.no_grad()
+    def tokenize(self, features: Tensor) -> Tensor:
+        return self.gaussian.tokenize(features)
+
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        return self.gaussian.detokenize(tokens)
