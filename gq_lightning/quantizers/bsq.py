@@ -24,19 +24,20 @@ SHORTEST = 1e-3
 class BinarySphericalQuantizer(Quantizer):
     """L = bits_per_position channels u = z / |z| on the unit sphere, quantised to sign(z) / sqrt(L). Nothing is learned.
 
-    The soft assignment of u to the codes c in {-1 / sqrt(L), +1 / sqrt(L)}^L is a softmax of -|u - c|^2 / temperature. All codes have length
-    1, so this is a softmax of 2 u . c / temperature (the paper's tau u . c, tau = 2 / temperature), a product over the bits:
+    The soft assignment of u to the codes c in {-1 / sqrt(L), +1 / sqrt(L)}^L is a softmax of -|u - c|^2 / temperature. All codes have
+    length 1, so this is a softmax of 2 u . c / temperature (the paper's tau u . c, tau = 2 / temperature), a product over the bits:
 
         p(c | u) = prod over bits i of sigmoid(4 u_i c_i / temperature),    P(bit i is 1) = sigmoid(4 u_i / (sqrt(L) temperature)).
 
-    Its entropy is the sum of the bits' entropies. The entropy of its mean over the global batch is approximated, from above, by the sum of the
-    entropies of each bit's mean (groups of one bit, as in the published models). Bits are never pooled: where some are stuck at 1 and as
-    many at 0, every one of them has the entropy 0.
+    Its entropy is the sum of the bits' entropies. The entropy of its mean over the global batch is approximated, from above, by the sum of
+    the entropies of each bit's mean (groups of one bit, as in the published models). Bits are never pooled: where some are stuck at 1 and
+    as many at 0, every one of them has the entropy 0.
 
-    The penalty, entropies in nats, is summed over the positions of an image and averaged over the images, because the reconstruction loss is
-    a sum over pixels, too. Per position it is
+    The penalty, entropies in nats, is summed over the positions of an image and averaged over the images, because the reconstruction loss
+    is a sum over pixels, too. Per position it is
 
-        entropy_weight * (sum over bits of H(p_i) - diversity_gamma * sum over bits of H(mean of p_i)) + commitment * |u - sign(z) / sqrt(L)|^2.
+        entropy_weight * (sum over bits of H(p_i) - diversity_gamma * sum over bits of H(mean of p_i))
+            + commitment * |u - sign(z) / sqrt(L)|^2.
 
     The entropies of the means are one number for the batch and count once for each position of an image, so that both entropies balance as
     in the paper. Published weights multiply the entropies of one position: against a loss of mean reconstruction + w * entropies, the same
@@ -89,7 +90,7 @@ class BinarySphericalQuantizer(Quantizer):
 
     def detokenize(self, tokens: Tensor) -> Tensor:
         check_tokens(tokens, self.codebook_size, self.tokens_per_position)
-        return self.scale * unpack(tokens, self.bits_per_position // self.tokens_per_position)
+        return self.scale * unpack(tokens, self.latent_channels // self.tokens_per_position)
 
     def extra_repr(self) -> str:
         return (

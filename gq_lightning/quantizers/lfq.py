@@ -4,9 +4,10 @@
              --forward-----> the signs, gradients straight through; commitment and entropy penalty
     tokens   --detokenize--> the signs, -1 and +1
 
-`vector_quantize_pytorch.LFQ` is the well-known implementation, and the tests hold this one to its tokens and to the terms of its loss on one
-process. It does not serve here itself: it drops the result of its all-reduce and divides the local distribution by the number of ranks, it
-gives 0 the sign -1, its penalty exists in training mode only, and it holds positions x tokens x codebook_size probabilities at once.
+`vector_quantize_pytorch.LFQ` is the well-known implementation, and the tests hold this one to its tokens and to the terms of its loss on
+one process. It does not serve here itself: it drops the result of its all-reduce and divides the local distribution by the number of ranks
+(version 1.32), it gives 0 the sign -1, its penalty exists in training mode only, and it holds positions x tokens x codebook_size
+probabilities at once.
 """
 
 import torch
@@ -31,9 +32,9 @@ class LookupFreeQuantizer(Quantizer):
     softmax over c in {-1, +1}^b of -|z - c|^2 / temperature, that is P(bit i is 1) = sigmoid(4 z_i / temperature). Each token of a position
     has its own mean distribution, over all positions of the global batch: tokens that share one would look diverse where each is constant.
 
-    All of it is summed over the positions of an image and averaged over the images, because the reconstruction loss is a sum over pixels, too.
-    The entropy of the mean is one number for the batch and counts once for each position of an image, so that both entropies balance as in
-    the paper. Published implementations average over positions, channels (commitment) and tokens (entropies) instead.
+    All of it is summed over the positions of an image and averaged over the images, because the reconstruction loss is a sum over pixels,
+    too. The entropy of the mean is one number for the batch and counts once for each position of an image, so that both entropies balance
+    as in the paper. Published implementations average over positions, channels (commitment) and tokens (entropies) instead.
 
     Args:
         bits_per_position: rate at each position of the grid, and number of features and latents. A whole number of tokens.
@@ -41,7 +42,8 @@ class LookupFreeQuantizer(Quantizer):
         entropy_weight: weight of the entropies, of which a position's is made small and the batch's large.
         commitment: weight of the distance from features to their signs.
         diversity_gamma: weight of the batch's entropy within the entropies.
-        temperature: of the soft assignment. At the published 0.01 only features within about 0.01 of 0 are uncertain, and feel the entropies.
+        temperature: of the soft assignment. At the published 0.01 only features within about 0.01 of 0 are uncertain, and only they feel
+            the entropies.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class LookupFreeQuantizer(Quantizer):
 
     def detokenize(self, tokens: Tensor) -> Tensor:
         check_tokens(tokens, self.codebook_size, self.tokens_per_position)
-        return unpack(tokens, self.bits_per_position // self.tokens_per_position)
+        return unpack(tokens, self.latent_channels // self.tokens_per_position)
 
     def extra_repr(self) -> str:
         return (

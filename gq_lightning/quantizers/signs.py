@@ -79,8 +79,8 @@ def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Entropies, in nats, of codes whose bits are independent with P(bit = 1) = sigmoid(logit).
 
     Each code c of a group of b bits then has the probability prod_i sigmoid(+-logit_i). The entropy of one such distribution is the sum of
-    its bits' entropies. The mean of many does not factorise over the bits; it is taken over all 2^b codes, as one product of the groups' two
-    halves, so that the distributions of single positions (positions x 2^b numbers) are never in memory.
+    its bits' entropies. The mean of many does not factorise over the bits; it is taken over all 2^b codes, as one product of the groups'
+    two halves, so that the distributions of single positions (positions x 2^b numbers) are never in memory.
 
     Args:
         logits: (..., groups, b), float32; the leading axes are positions.
@@ -89,16 +89,15 @@ def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
         the entropy of a position's groups, summed over groups and averaged over positions, and the entropy of each group's mean
         distribution over the positions of the global batch, summed over groups. Both are scalars from 0 to groups * b * ln 2.
     """
-    # autocast would take the product in half precision
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.reshape(-1, *logits.shape[-2:]).float()
-        size = logits.abs()
-        per_sample = (F.softplus(-size) + size * torch.sigmoid(-size)).sum(dim=(1, 2)).mean()
-        half = logits.shape[-1] // 2
-        high, low = _joint(logits[..., :half]), _joint(logits[..., half:])
-        mean = global_mean(torch.einsum("pgi,pgj->gij", high, low) / len(logits))
-        # a code that no position can have has the entropy 0 and must not have the gradient of log 0
-        batch = -(mean * mean.clamp(min=torch.finfo(mean.dtype).tiny).log()).sum()
+    logits = logits.reshape(-1, *logits.shape[-2:]).float()
+    size = logits.abs()
+    per_sample = (F.softplus(-size) + size * torch.sigmoid(-size)).sum(dim=(1, 2)).mean()
+    half = logits.shape[-1] // 2
+    # in float64, which autocast and TF32 leave alone
+    high, low = _joint(logits[..., :half]).double(), _joint(logits[..., half:]).double()
+    mean = global_mean(torch.einsum("pgi,pgj->gij", high, low).float() / len(logits))
+    # a code that no position can have has the entropy 0 and must not have the gradient of log 0
+    batch = -(mean * mean.clamp(min=torch.finfo(mean.dtype).tiny).log()).sum()
     return per_sample, batch
 
 

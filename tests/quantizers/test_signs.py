@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gq_lightning import UserError
+from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.quantizers.bsq import BinarySphericalQuantizer
 from gq_lightning.quantizers.lfq import LookupFreeQuantizer
 from gq_lightning.quantizers.signs import entropies, pack, signs, tokens_of, unpack
@@ -115,6 +116,11 @@ def test_entropies_are_not_taken_in_half_precision() -> None:
     assert found == entropies(logits)
 
 
+def test_entropies_have_shapes_on_the_meta_device() -> None:
+    """Configs are built there, and models measured."""
+    assert [value.shape for value in entropies(torch.empty(5, 2, 8, device="meta"))] == [torch.Size([])] * 2
+
+
 RANKS = """
 import sys
 import torch
@@ -152,23 +158,28 @@ dist.destroy_process_group()
 """
 
 
+def gradient(quantizer: Quantizer, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    parameters = (weight.clone().requires_grad_(), bias.clone().requires_grad_())
+    return torch.autograd.grad(quantizer(torch.nn.functional.linear(x, *parameters)).penalty, parameters)
+
+
 def test_two_ranks_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
-    quantizers = {"lfq": LookupFreeQuantizer(16, temperature=2.0), "bsq": BinarySphericalQuantizer(32, temperature=0.2, commitment=0.1)}
+    quantizers: dict[str, Quantizer] = {
+        "lfq": LookupFreeQuantizer(16, temperature=2.0, commitment=0.01),
+        "bsq": BinarySphericalQuantizer(32, temperature=0.2, commitment=0.1),
+    }
     wanted, alone = {}, {}
     for name, quantizer in quantizers.items():
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(8, 3, 3, 6, generator=generator)
-        x[:4] += 1.0  # the ranks' means differ
+        x[:4] += 2.0  # the ranks' means differ
         weight = torch.randn(quantizer.encoder_channels, 6, generator=generator) / 2
         bias = torch.zeros(quantizer.encoder_channels)
         torch.save({"x": x, "weight": weight, "bias": bias}, tmp_path / f"{name}.pt")
 
-        def gradient(part: torch.Tensor, quantizer=quantizer, weight=weight, bias=bias) -> list[torch.Tensor]:
-            parameters = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
-            return list(torch.autograd.grad(quantizer(torch.nn.functional.linear(part, *parameters)).penalty, parameters))
-
-        wanted[name] = gradient(x)
-        alone[name] = [(a + b) / 2 for a, b in zip(*(gradient(part) for part in x.chunk(2)), strict=True)]
+        wanted[name] = gradient(quantizer, x, weight, bias)
+        halves = [gradient(quantizer, part, weight, bias) for part in x.chunk(2)]
+        alone[name] = [(first + second) / 2 for first, second in zip(*halves, strict=True)]
     torch.save(quantizers, tmp_path / "quantizers.pt")
     (tmp_path / "run.py").write_text(RANKS)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
