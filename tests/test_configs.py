@@ -26,17 +26,34 @@ def test_every_file_alone_or_over_the_base(file: str, tmp_path: Path) -> None:
     assert cli.model.quantizer.bits_per_position == 16
 
 
+METHODS = sorted(path.stem for path in (CONFIGS / "quantizer").iterdir())
+
+
 @pytest.mark.parametrize("rate", [16, 32, 64])
-@pytest.mark.parametrize("quantizer", ["gq", "gaussian"])
+@pytest.mark.parametrize("quantizer", METHODS)
 @pytest.mark.parametrize(("backbone", "parameters"), [("unet", 86_974_627), ("vit", 174_825_440)])
 def test_the_papers_models(backbone: str, parameters: int, quantizer: str, rate: int, tmp_path: Path) -> None:
+    """Both backbones under every method at every rate; what the method decides are a few widths."""
     files = ("base.yaml", f"backbone/{backbone}.yaml", f"quantizer/{quantizer}.yaml", "scale/paper.yaml", "machine/node8.yaml")
     model = build(tmp_path, *files, arguments=(f"--model.quantizer.init_args.bits_per_position={rate}",)).model
-    assert sum(parameter.numel() for parameter in model.backbone.parameters()) == parameters
+    count = sum(parameter.numel() for parameter in model.backbone.parameters())
+    assert count == pytest.approx(parameters, rel=0.01)
     assert model.quantizer.bits_per_position == rate
-    assert model.backbone.latent_channels == model.quantizer.latent_channels == 16
-    callbacks = "callbacks.TDC" in (CONFIGS / f"quantizer/{quantizer}.yaml").read_text()
-    assert callbacks == (quantizer == "gq"), "the ablation is one line less"
+    assert model.backbone.latent_channels == model.quantizer.latent_channels
+    if quantizer in ("gq", "gaussian", "tokenbridge", "tokenbridge_tdc"):
+        assert (count, model.quantizer.latent_channels) == (parameters, 16), "the paper's"
+    text = (CONFIGS / f"quantizer/{quantizer}.yaml").read_text()
+    assert ("callbacks.TDC" in text) == (quantizer in ("gq", "tokenbridge_tdc"))
+    assert ("callbacks.GaussianQuant" in text) == (quantizer in ("gq", "gaussian", "tokenbridge", "tokenbridge_tdc"))
+
+
+def test_the_papers_recipe(tmp_path: Path) -> None:
+    rates = {"gq": 1e-4, "fsq": 1e-4, "vq": 4e-4, "lfq": 4e-5, "bsq": 4e-5}
+    for quantizer, rate in rates.items():
+        model = build(tmp_path, "base.yaml", f"quantizer/{quantizer}.yaml", "scale/paper.yaml", "machine/node8.yaml").model
+        assert model.learning_rate == rate
+        assert (model.adversary.weight, model.adversary.start, model.adversary.discriminator.layers) == (0.75, 10_000, 6)
+        assert (model.loss.pixel, model.loss.lpips_weight, model.loss.lpips.network) == ("l1", 1.0, "vgg")
 
 
 @pytest.mark.parametrize("backbone", SMALL)

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ def test_the_papers_size() -> None:
         assert network(torch.empty(2, 3, 256, 256)).shape == (2, 1, 2, 2)
     kernels = [parameter.shape for name, parameter in network.named_parameters() if name.endswith("weight")]
     widths = [3, 160, 320, 640, 1280, 1280, 1280, 1280, 1]
-    assert kernels == [(after, before, 4, 4) for before, after in zip(widths, widths[1:], strict=False)]
+    assert kernels == [(after, before, 4, 4) for before, after in itertools.pairwise(widths)]
 
 
 def test_against_the_formula() -> None:
