@@ -167,3 +167,12 @@ def test_whole_network_is_its_formula() -> None:
     x = run(decoder.middle, decoder.conv_in(latents), False, 2)
     x = decoder.levels[0].resample(run(decoder.levels[0], x, True, 3))  # type: ignore[operator]
     torch.testing.assert_close(unet.decode(latents), finish(decoder, run(decoder.levels[1], x, False, 3)), atol=1e-3, rtol=1e-3)
+
+
+def test_it_begins_with_the_variance_kept_and_residual_branches_at_zero() -> None:
+    torch.manual_seed(0)
+    block = UNet(4, 4, channels=64, multipliers=[1, 2], norm_groups=8).encoder.levels[1].blocks[0]
+    x = torch.randn(2, 64, 16, 16)
+    torch.testing.assert_close(block(x), block.shortcut(x))
+    assert block(x).var().item() == pytest.approx(1, rel=0.15)
+    assert block.conv1(x)[..., 1:-1, 1:-1].var().item() == pytest.approx(1, rel=0.15)
