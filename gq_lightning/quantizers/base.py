@@ -5,6 +5,7 @@ features (..., encoder_channels) --tokenize----> tokens (..., tokens_per_positio
 tokens (..., tokens_per_position) --detokenize-> latents (..., latent_channels)              what a receiver decodes
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,27 @@ class Quantizer(Recorded, nn.Module, ABC):
         Raises:
             UserError: a token is not in [0, codebook_size), or the last axis has the wrong length.
         """
+
+
+def tokens_of_rate(bits_per_position: float, codebook_size: int) -> tuple[int, float]:
+    """Tokens per position, and bits of each, that a rate takes with codebooks of one size.
+
+    Half a bit a token is the TDC's own tolerance: 64 000 codewords serve 16 bits, 32 768 do not.
+
+    Raises:
+        UserError: the rate is no whole number of tokens.
+    """
+    if codebook_size < 2:
+        raise UserError(f"codebook_size: {codebook_size} is less than 2")
+    bits = math.log2(codebook_size)
+    tokens = round(bits_per_position / bits)
+    if tokens < 1 or abs(bits_per_position - tokens * bits) > 0.5 * tokens:
+        count = max(tokens, 1)
+        raise UserError(
+            f"bits_per_position: {bits_per_position:g} is not a whole number of tokens of {bits:g} bits, codebook_size being"
+            f" {codebook_size}: use {count * bits:g} bits or a codebook of 2^{bits_per_position / count:g}"
+        )
+    return tokens, bits
 
 
 def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -> None:

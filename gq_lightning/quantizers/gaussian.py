@@ -8,14 +8,13 @@ A token covers a group of m latent dimensions at one position, and its codebook 
 where the KL of every token is near B bits, which the target divergence constraint (`tdc`) sees to in training.
 """
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens
+from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
 from gq_lightning.quantizers.codebook import Generator, fingerprint, gaussian_codebook
 from gq_lightning.quantizers.search import best_codewords
 from gq_lightning.quantizers.tdc import TargetDivergence, Variant
@@ -29,7 +28,8 @@ class GaussianQuantizer(Quantizer):
         bits_per_position: rate at each position of the grid. A whole number of tokens of log2(codebook_size) bits.
         latent_channels: latent dimensions per position, shared equally by the tokens.
         codebook_size: K, codewords per codebook; one codebook serves all tokens.
-        codebook: `iid` normal draws (the paper) or `sobol` quantiles (the published models).
+        codebook: `iid` normal draws (the paper), `sobol` quantiles (the published models), or `quantile`, evenly spaced ones (TokenBridge;
+            groups of one channel only).
         seed: of the codebook.
         prior_weight: weight omega of the prior in the score of a codeword, see `best_codewords`. The published models use 1.
         layout: which channels form group g of n, with m channels each: `contiguous` g*m .. g*m+m-1, or `strided` g, g+n,
@@ -61,21 +61,11 @@ class GaussianQuantizer(Quantizer):
         clamp_variance: bool = True,
     ) -> None:
         super().__init__()
-        if codebook_size < 2:
-            raise UserError(f"codebook_size: {codebook_size} is less than 2")
         if layout not in ("contiguous", "strided"):
             raise UserError(f"layout: {layout!r} is neither 'contiguous' nor 'strided'")
         if not 0 <= prior_weight <= 1:
             raise UserError(f"prior_weight: {prior_weight} is not in [0, 1]")
-        bits = math.log2(codebook_size)
-        tokens = round(bits_per_position / bits)
-        # half a bit a token is the TDC's own tolerance: 64 000 codewords serve 16 bits, 32 768 do not
-        if tokens < 1 or abs(bits_per_position - tokens * bits) > 0.5 * tokens:
-            count = max(tokens, 1)
-            raise UserError(
-                f"bits_per_position: {bits_per_position:g} is not a whole number of tokens of {bits:g} bits, codebook_size being"
-                f" {codebook_size}: use {count * bits:g} bits or a codebook of 2^{bits_per_position / count:g}"
-            )
+        tokens, bits = tokens_of_rate(bits_per_position, codebook_size)
         if latent_channels % tokens:
             raise UserError(
                 f"latent_channels: {latent_channels} channels cannot be shared by {tokens} tokens per position: use a multiple of {tokens}"

@@ -45,7 +45,7 @@ def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weigh
     linear, quadratic = mean.double() * precision, (prior_weight - precision) / 2
     query = torch.cat([linear, quadratic], dim=1)
     if not bool((torch.isfinite(query).all() & (precision > 0).all()).item()):
-        raise UserError("posterior mean and variance must be finite and the variance positive: the encoder's features are not")
+        raise UserError("means and variances must be finite and variances positive: the encoder's features are not")
     keys = torch.cat([codewords, codewords.square()], dim=1)  # (K, 2m)
     tokens = torch.empty(len(query), dtype=torch.int64, device=query.device)
     for begin in range(0, len(query), TOKENS_PER_BLOCK):

@@ -10,8 +10,6 @@ and its gradients. It does not serve here itself: each step writes the N x K dis
 has one weight for commitment and codebook loss together, and it looks for other ranks only while it is built.
 """
 
-import math
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens
+from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
 from gq_lightning.quantizers.search import best_codewords
 
 USAGE_DECAY = 0.99
@@ -82,14 +80,7 @@ class VectorQuantizer(Quantizer):
             raise UserError(f"ema_decay: {ema_decay} is not between 0 and 1; null learns the codebook by gradient")
         if dead_code_threshold is not None and not dead_code_threshold > 0:
             raise UserError(f"dead_code_threshold: {dead_code_threshold} is not positive; null keeps all codewords")
-        bits = math.log2(codebook_size)
-        tokens = round(bits_per_position / bits)
-        if tokens < 1 or abs(bits_per_position - tokens * bits) > 0.5 * tokens:
-            count = max(tokens, 1)
-            raise UserError(
-                f"bits_per_position: {bits_per_position:g} is not a whole number of tokens of {bits:g} bits, codebook_size being"
-                f" {codebook_size}: use {count * bits:g} bits or a codebook of 2^{bits_per_position / count:g}"
-            )
+        tokens, bits = tokens_of_rate(bits_per_position, codebook_size)
         self.encoder_channels = self.latent_channels = tokens * group_size
         self.codebook_size, self.tokens_per_position, self.bits_per_position = codebook_size, tokens, tokens * bits
         self.group_size, self.commitment, self.codebook_weight = group_size, float(commitment), float(codebook_weight)
