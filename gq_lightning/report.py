@@ -25,9 +25,9 @@ SINGLE = (
 
 
 def collapse(values: Mapping[str, float]) -> str | None:
-    """What is wrong with the codebook, in a sentence, or None: a healthy one uses about as many codewords as uniform tokens would."""
+    """What is wrong with the codebook, in a sentence, or None: usage under 1 %, unless there were too few tokens to expect more."""
     used, expected = values["codebook_usage"], values["codebook_usage_expected"]
-    if used >= 0.01 * expected:
+    if used >= min(0.01, expected / 4):
         return None
     return f"the codebook has collapsed: the tokens use {used:.3%} of its codewords, where as many uniform tokens would use {expected:.2%}"
 

@@ -3,16 +3,19 @@ import json
 import math
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from small import small_tokenizer
+from torch.utils.data import DataLoader
 
 from gq_lightning import ImageTokenizer, UserError
 from gq_lightning.data import BrokenImage, PictureSet
 from gq_lightning.evaluation import draw, evaluate, some_images, write_metrics
-from gq_lightning.report import metrics_table
+from gq_lightning.quantizers import FiniteScalarQuantizer
+from gq_lightning.report import collapse, metrics_table
 from gq_lightning.tokenizer import Reconstruction
 
 
@@ -96,3 +99,15 @@ def test_table_shows_what_was_measured() -> None:
     assert "3.14" in text
     assert "16.00" in text
     assert "SSIM" not in text
+
+
+def test_a_collapsed_codebook_warns() -> None:
+    assert collapse({"codebook_usage": 1 / 65536, "codebook_usage_expected": 0.068}) is not None
+    assert collapse({"codebook_usage": 0.0099, "codebook_usage_expected": 0.9}) is not None
+    assert collapse({"codebook_usage": 0.0101, "codebook_usage_expected": 0.9}) is None
+    assert collapse({"codebook_usage": 0.001, "codebook_usage_expected": 0.002}) is None, "few tokens cannot use many codewords"
+    tokenizer = small_tokenizer("vit", FiniteScalarQuantizer(16))
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False)
+    tokenizer.backbone.encoder.linear_out.weight.data.zero_()  # type: ignore[union-attr, operator]
+    with pytest.warns(UserWarning, match="the codebook has collapsed: the tokens use 0.002%"):
+        trainer.validate(tokenizer, DataLoader(torch.rand(64, 3, 32, 32), batch_size=32), verbose=False)  # type: ignore[arg-type]

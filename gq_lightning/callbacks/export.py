@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gq_lightning.data import ImageDataModule
 from gq_lightning.evaluation import draw, evaluate, save_picture, some_images, write_metrics
-from gq_lightning.report import metrics_table
+from gq_lightning.report import collapse, metrics_table
 from gq_lightning.tokenizer import ImageTokenizer
 
 
@@ -68,3 +68,5 @@ class Export(Callback):
         )
         for name in ("metrics.json", "reconstructions.png", "tokenizer"):
             console.print(f"  {run / name}", soft_wrap=True)
+        if (warning := collapse(values)) is not None:
+            console.print(f"[bold red]{warning}")
