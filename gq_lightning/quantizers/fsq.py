@@ -15,7 +15,7 @@ from torch import Tensor
 from vector_quantize_pytorch import FSQ
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens
+from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
 
 # the library adds up a token's digits in float32
 LARGEST_CODEBOOK = 2**20
@@ -44,14 +44,7 @@ class FiniteScalarQuantizer(Quantizer):
             raise UserError(
                 f"levels: {levels} make {self.codebook_size} codewords, more than 2^20: use fewer, and more tokens per position"
             )
-        bits = math.log2(self.codebook_size)
-        tokens = round(bits_per_position / bits)
-        if tokens < 1 or abs(bits_per_position - tokens * bits) > 0.5 * tokens:
-            count = max(tokens, 1)
-            raise UserError(
-                f"bits_per_position: {bits_per_position:g} is not a whole number of tokens of {bits:g} bits, levels being {levels}:"
-                f" use {count * bits:g} bits or levels whose product is near 2^{bits_per_position / count:g}"
-            )
+        tokens, bits = tokens_of_rate(bits_per_position, self.codebook_size)
         self.levels, self.tokens_per_position, self.bits_per_position = levels, tokens, tokens * bits
         self.encoder_channels = self.latent_channels = tokens * len(levels)
         # without return_indices it does not write the whole grid into memory
