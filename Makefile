@@ -30,7 +30,7 @@ methods: $(READY)  ## train and measure every method on the same photographs, on
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/methods.yaml --jobs $(JOBS)
 
-test: $(READY)  ## the tests, with coverage: about 3 minutes on two cores
+test: $(READY)  ## the tests, with coverage: about 6 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term
 
 test-all: $(READY)  ## all tests, those that take minutes too
