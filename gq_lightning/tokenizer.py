@@ -243,7 +243,8 @@ class ImageTokenizer(Pretrained, LightningModule):
         values, self.metrics = self.metrics.compute(), None
         # all ranks have computed the same values; sync_dist says so to Lightning
         self.log_dict({f"{prefix}/{name}": float(value) for name, value in values.items()}, sync_dist=True)
-        if (warning := collapse(values)) is not None:
+        # before its first step an encoder says the same of all images
+        if not self.trainer.sanity_checking and (warning := collapse(values)) is not None:
             rank_zero_warn(warning)
 
     def on_validation_epoch_start(self) -> None:
