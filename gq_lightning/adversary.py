@@ -11,12 +11,12 @@ whatever the scales of the two losses, they then pull equally.
 from typing import final
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gq_lightning.discriminator import PatchDiscriminator
+from gq_lightning.distributed import is_distributed, mean_over_ranks
 from gq_lightning.errors import UserError
 
 
@@ -73,7 +73,7 @@ class Adversary(nn.Module):
         The discriminator has its own DistributedDataParallel since it has its own backward pass: in one of both, each pass would
         miss the parameters of the other.
         """
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if is_distributed():
             devices = [device.index] if device.type == "cuda" else None
             self._learner = (DistributedDataParallel(self.discriminator, device_ids=devices, gradient_as_bucket_view=True),)
 
@@ -97,11 +97,8 @@ class Adversary(nn.Module):
         gradients = torch.stack(
             [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in (reconstruction_loss, term)]
         )
-        if dist.is_available() and dist.is_initialized():
-            # norms of the gradients of the global batch: the weight is the same on all ranks, and that of a single process
-            dist.all_reduce(gradients)
-            gradients /= dist.get_world_size()
-        reconstruction, adversarial = gradients.flatten(1).norm(dim=1)
+        # norms of the gradients of the global batch: the weight is the same on all ranks, and that of a single process
+        reconstruction, adversarial = mean_over_ranks(gradients).flatten(1).norm(dim=1)
         return (reconstruction / (adversarial + 1e-4)).clamp(0.0, self.max_adaptive_weight).detach()
 
     def discriminator_loss(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

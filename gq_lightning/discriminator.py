@@ -8,10 +8,10 @@ Each logit judges one patch of the image: real above 0, reconstructed below.
 from typing import Literal, final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from gq_lightning.distributed import mean_over_ranks
 from gq_lightning.errors import UserError
 
 Normalization = Literal["actnorm", "spectral", "none"]
@@ -44,10 +44,7 @@ class ActNorm(nn.Module):
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
         x = x.float()
-        moments = torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(moments)
-            moments /= dist.get_world_size()
+        moments = mean_over_ranks(torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))]))
         mean, deviation = moments[0], (moments[1] - moments[0].square()).clamp(min=0).sqrt()
         self.location.copy_(-mean.view_as(self.location))
         self.scale.copy_((deviation + 1e-6).reciprocal().view_as(self.scale))

@@ -7,10 +7,10 @@ bit: signs + - - + are the token 9. Tokens that were written are read in this or
 import math
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from gq_lightning.distributed import is_distributed, mean_over_ranks
 from gq_lightning.errors import UserError
 
 
@@ -118,8 +118,6 @@ def global_mean(local: Tensor) -> Tensor:
 
     Without gradients, where ranks may have different numbers of batches to evaluate, nobody is waited for: the mean is the local one.
     """
-    if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not (torch.is_grad_enabled() and is_distributed()):
         return local
-    total = local.detach().clone()
-    dist.all_reduce(total)
-    return local + (total / dist.get_world_size() - local).detach()
+    return local + (mean_over_ranks(local) - local).detach()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from gq_lightning.distributed import is_distributed
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
 from gq_lightning.quantizers.search import best_codewords
@@ -177,10 +178,6 @@ class VectorQuantizer(Quantizer):
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index (N,) of the codeword (K, d) nearest to each vector (N, d), the lowest of equals."""
     return best_codewords(vectors, torch.ones_like(vectors), codebook, prior_weight=0.0)
-
-
-def is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def cluster_totals(vectors: Tensor, tokens: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
