@@ -1,0 +1,79 @@
+"""Search for the codeword that fits a Gaussian posterior best, https://arxiv.org/abs/2512.06609.
+
+The score of codeword c under N(mean, variance), summed over the m dimensions, is
+
+    log N(c | mean, variance) - prior_weight * log N(c | 0, 1)  =  1/2 sum [prior_weight c^2 - (c - mean)^2 / variance] + const
+
+and every way of searching gives its largest in float64, ties to the lowest index:
+
+    m = 1                     bisection: the codebook is sorted once
+    CPU with AVX2, compiler   table: byte tables reject nearly all codewords, what is left is scored
+    CUDA with Triton          fused: a product that never leaves the chip, what comes near its maximum is scored
+    anything else             blocked: the same in plain torch
+"""
+
+import math
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from gq_lightning.errors import UserError
+from gq_lightning.quantizers.search import bisection, blocked, table
+
+# products (N K m) from which the table's first call may spend a second on its compiler
+WORTH_COMPILING = 2**26
+
+
+@torch.no_grad()
+def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float = 1.0) -> Tensor:
+    """The index of the highest score for each posterior; ties go to the lowest index.
+
+    What a way of searching derives from the codebook is kept as long as the codebook's tensor lives unchanged.
+
+    Args:
+        mean: (N, m), of the posteriors, any floating-point type and strides.
+        variance: (N, m), positive.
+        codebook: (K, m), finite, on the same device.
+        prior_weight: weight of the prior's log-density in the score (omega). 0 gives the nearest codeword in the posterior's
+            metric, 1 the largest ratio of posterior to prior. Where prior_weight * variance > 1 the score grows with the
+            codeword's length.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        UserError: shapes, types or devices that do not match, or values that are not finite and positive.
+    """
+    _check(mean, variance, codebook, prior_weight)
+    if len(mean) == 0:
+        return torch.empty(0, dtype=torch.int64, device=mean.device)
+    mean, precision = mean.double().contiguous(), variance.double().reciprocal().contiguous()
+    # not finite, zero and negative all end here; one synchronisation of a GPU
+    if not bool((torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0)).all().item()):
+        raise UserError("means and variances must be finite and variances positive: the encoder's features are not")
+    if codebook.shape[1] == 1:
+        return bisection.search(mean, precision, codebook, prior_weight)
+    if mean.device.type == "cuda" and torch.version.cuda is not None and find_spec("triton") is not None:
+        # importing Triton takes a second
+        from gq_lightning.quantizers.search import fused
+
+        return fused.search(mean, precision, codebook, prior_weight)
+    if table.usable(mean.device, compile=mean.numel() * len(codebook) >= WORTH_COMPILING):
+        return table.search(mean, precision, codebook, prior_weight)
+    return blocked.search(mean, precision, codebook, prior_weight)
+
+
+def _check(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float) -> None:
+    tensors = (mean, variance, codebook)
+    if mean.shape != variance.shape or mean.ndim != 2 or codebook.ndim != 2 or mean.shape[1] != codebook.shape[1]:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise UserError(f"mean, variance and codebook must be (N, m), (N, m) and (K, m), not {shapes}")
+    if not codebook.numel():
+        raise UserError(f"codebook {tuple(codebook.shape)} is empty: give at least one codeword of one dimension")
+    if not all(tensor.is_floating_point() for tensor in tensors):
+        raise UserError(f"mean, variance and codebook must be floating point, not {', '.join(str(tensor.dtype) for tensor in tensors)}")
+    if len({tensor.device for tensor in tensors}) > 1:
+        raise UserError(f"mean, variance and codebook must be on one device, not {', '.join(str(tensor.device) for tensor in tensors)}")
+    if not math.isfinite(prior_weight) or prior_weight < 0:
+        raise UserError(f"prior_weight {prior_weight} must be 0 or more")

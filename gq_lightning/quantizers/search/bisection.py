@@ -1,0 +1,64 @@
+"""One dimension: the codebook is sorted once, and a posterior needs log2 K comparisons.
+
+While prior_weight * variance < 1 the score is a parabola that opens downwards: the best codeword is one of the two beside its vertex
+mean / (1 - prior_weight * variance). Otherwise it is the smallest or the largest codeword. All of them are scored, which spares the
+case distinction, and a neighbour more on each side, because the vertex is rounded. In C++ (bisection.cpp) where that can be.
+"""
+
+import torch
+from torch import Tensor
+
+from gq_lightning.quantizers.search.compiled import call, library
+from gq_lightning.quantizers.search.prepared import prepared
+
+# posteriors from which a compiler's second is worth it
+MANY = 2**16
+
+
+def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
+    """mean, precision: (N, 1) float64; codebook (K, 1). Returns (N,) int64."""
+    functions = library("bisection", compile=len(mean) >= MANY) if mean.device.type == "cpu" else None
+    if functions is None:
+        return in_torch(mean[:, 0], precision[:, 0], *prepared(codebook, _sort), prior_weight)
+    values, indices, starts, low, per_unit = prepared(codebook, _cells)
+    tokens = torch.empty(len(mean), dtype=torch.int64)
+    book = (values, indices, starts, len(values), len(starts) - 1, low, per_unit)
+    call(functions.gq_bisect, *book, mean, precision, float(prior_weight), len(mean), tokens, torch.get_num_threads())
+    return tokens
+
+
+def in_torch(mean: Tensor, precision: Tensor, values: Tensor, indices: Tensor, prior_weight: float) -> Tensor:
+    """The same in plain torch. mean, precision: (N,) float64; values, indices: as `_sort` has them. Returns (N,) int64."""
+    vertex = mean * precision / (precision - prior_weight)
+    # where the parabola is a line 0 / 0 may come; the ends are scored anyway
+    place = torch.searchsorted(values, vertex.nan_to_num_())
+    last = len(values) - 1
+    best = torch.full_like(mean, -torch.inf)
+    tokens = torch.full_like(place, torch.iinfo(torch.int64).max)
+    for candidate in (place - 2, place - 1, place, place + 1, torch.zeros_like(place), torch.full_like(place, last)):
+        candidate = candidate.clamp_(0, last)
+        value, index = values[candidate], indices[candidate]
+        score = prior_weight * value.square() - (value - mean).square() * precision
+        better = (score > best) | ((score == best) & (index < tokens))
+        best, tokens = torch.where(better, score, best), torch.where(better, index, tokens)
+    return tokens
+
+
+def _sort(codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct values in ascending order, float64, and the lowest index of each."""
+    values, order = codebook[:, 0].double().sort(stable=True)
+    first = torch.ones_like(values, dtype=torch.bool)
+    first[1:] = values[1:] != values[:-1]
+    return values[first], order[first]
+
+
+def _cells(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, float, float]:
+    """`_sort`, and a grid of as many equal cells as there are values: the first value of each, the grid's low end, cells per unit."""
+    values, indices = _sort(codebook)
+    low, width = float(values[0]), float(values[-1] - values[0])
+    per_unit = len(values) / width if width > 0 else 0.0
+    starts = torch.empty(len(values) + 1, dtype=torch.int64)
+    functions = library("bisection")
+    assert functions is not None
+    call(functions.gq_cells, values, len(values), len(values), low, per_unit, starts)
+    return values, indices, starts, low, per_unit

@@ -1,0 +1,85 @@
+"""The optional C++ of a search: compiled once into the user's cache folder, about a second, at the first search that is worth it.
+
+Without a compiler, on other processors than x86-64 with AVX2, or with GQ_LIGHTNING_COMPILE=0, plain torch serves. torch's extension
+loader is not used: it links all of torch for nothing, and waits for ever on the lock of a process that was killed.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+from torch import Tensor
+
+logger = logging.getLogger("gq_lightning.search")
+
+# contraction to fused multiply-adds would round a score differently from torch's
+FLAGS = ("-O3", "-std=c++17", "-mavx2", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
+
+
+def library(name: str, compile: bool = True) -> ctypes.CDLL | None:
+    """The functions of NAME.cpp beside this file, or None where there are none. Without `compile`, only if compiled before."""
+    if os.environ.get("GQ_LIGHTNING_COMPILE") == "0" or not _has_avx2():
+        return None
+    return _load(name) if compile or path(name).exists() else None
+
+
+def path(name: str) -> Path:
+    """Where the compiled code is, by what it is made of."""
+    home = Path(os.environ.get("GQ_LIGHTNING_HOME") or user_cache_path("gq_lightning"))
+    digest = hashlib.sha256(_source(name).read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    return home / "compiled" / f"{name}-{digest}.so"
+
+
+def call(function: Callable[..., None], *arguments: Tensor | int | float) -> None:
+    """Tensors go as pointers (the caller sees to their type, strides and life), integers as int64_t, floats as double."""
+    function(*map(_argument, arguments))
+
+
+def _argument(value: Tensor | int | float) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
+
+
+def _source(name: str) -> Path:
+    return Path(__file__).with_name(f"{name}.cpp")
+
+
+@cache
+def _has_avx2() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64") and torch.cpu._is_avx2_supported()
+
+
+@cache
+def _load(name: str) -> ctypes.CDLL | None:
+    made = path(name)
+    try:
+        if not made.exists():
+            _compile(_source(name), made)
+        return ctypes.CDLL(str(made))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.strip().splitlines()[:1] if isinstance(error, subprocess.CalledProcessError) else [error]
+        logger.info("the search for codewords runs in plain torch, several times slower: %s", *reason)
+        return None
+
+
+def _compile(source: Path, target: Path) -> None:
+    """To a temporary name, then renamed: processes that start together do not read half a file."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+    if compiler is None:
+        raise OSError("no C++ compiler (c++, g++ or clang++) is installed")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        subprocess.run([compiler, *FLAGS, str(source), "-o", str(made)], check=True, capture_output=True, text=True)
+        os.replace(made, target)

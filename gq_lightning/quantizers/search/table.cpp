@@ -1,0 +1,189 @@
+// Exact search by byte tables (a "fast scan", arXiv 1512.06500, with bounds in place of distances).
+//
+// Along every dimension the codewords fall into 16 bins. A posterior's score is a sum over dimensions, so that for each dimension and bin
+// there is a least loss against the best value of that dimension; rounded down to bytes, 16 of them fit one shuffle instruction. 32
+// codewords are then bounded by m shuffles and additions, and only those whose bound is below the best loss known are scored, in double.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include <immintrin.h>
+
+namespace {
+
+constexpr int64_t BINS = 16;
+constexpr int64_t LANES = 32;       // codewords per vector of bytes
+constexpr int64_t TILE = 512;       // codewords whose bins stay in the L1 cache while the tokens of a batch pass
+constexpr int64_t BATCH = 32;       // tokens whose tables stay in the L2 cache
+constexpr double STEPS = 250.0;     // of the byte scale, up to the loss of the best codeword known when the table was made
+constexpr int64_t FIRST_GUESS = 32; // codewords scored to start with
+
+struct Codebook {
+    const double* codewords;  // (K, m)
+    const uint8_t* bins;      // (K / 32, m, 32)
+    const double* low;        // (m, 16), smallest and largest codeword of each bin; low > high where it is empty
+    const double* high;
+    int64_t size, padded, m;
+};
+
+struct Token {
+    const double *mean, *precision;
+    double top = 0;     // sum of the best values of each dimension; no codeword scores higher
+    double slack = 0;   // what rounding may add to a bound
+    double best = -INFINITY;
+    double inverse = 0; // steps of the byte scale per unit of loss
+    int64_t index = 0;
+    int limit = 0;      // bounds above it are out
+};
+
+double score(const double* codeword, const Token& token, double prior_weight, int64_t m) {
+    double sum = 0;
+    for (int64_t d = 0; d < m; d++) {
+        const double c = codeword[d], away = c - token.mean[d];
+        sum += prior_weight * (c * c) - away * away * token.precision[d];
+    }
+    return sum;
+}
+
+// the least loss in each bin against the best bin of its dimension: (m, 16)
+void losses(const Codebook& book, Token& token, double prior_weight, double* loss) {
+    double magnitude = 0;
+    for (int64_t d = 0; d < book.m; d++) {
+        const double mean = token.mean[d], precision = token.precision[d], curve = precision - prior_weight;
+        const double vertex = curve > 0 ? mean * precision / curve : INFINITY;
+        const auto value = [&](double c) {
+            const double prior = prior_weight * c * c, fit = (c - mean) * (c - mean) * precision;
+            magnitude = std::max(magnitude, prior + fit);
+            return prior - fit;
+        };
+        double best = -INFINITY;
+        for (int64_t b = 0; b < BINS; b++) {
+            const double low = book.low[d * BINS + b], high = book.high[d * BINS + b];
+            double most = -INFINITY;
+            if (low <= high) {
+                most = std::max(value(low), value(high));
+                if (vertex > low && vertex < high) most = std::max(most, value(vertex));
+            }
+            loss[d * BINS + b] = most;
+            best = std::max(best, most);
+        }
+        for (int64_t b = 0; b < BINS; b++) loss[d * BINS + b] = best - loss[d * BINS + b];
+        token.top += best;
+    }
+    token.slack = 1e-14 * magnitude * double(book.m + 4);  // some 90 roundings of each term
+}
+
+// rounded down, so that a sum of entries is no more than the loss; one step is added to the limit for the rounding of the quotients
+void scale(const Codebook& book, Token& token, const double* loss, uint8_t* table) {
+    token.inverse = STEPS / std::max(token.top - token.best + token.slack, 1e-290);
+    for (int64_t d = 0; d < book.m; d++)
+        for (int64_t b = 0; b < BINS; b++) {
+            const double steps = loss[d * BINS + b] * token.inverse;
+            table[d * LANES + b] = table[d * LANES + BINS + b] = steps < 255 ? uint8_t(steps) : 255;
+        }
+    token.limit = int(STEPS) + 1;
+}
+
+// M > 0 fixes the number of dimensions, for the compiler to keep the tables in registers
+template <int64_t M>
+void scan(const Codebook& book, Token& token, double prior_weight, const uint8_t* table, int64_t begin, int64_t end) {
+    const int64_t m = M > 0 ? M : book.m;
+    const auto* tables = reinterpret_cast<const __m256i*>(table);
+    __m256i own[M > 0 ? M : 1];
+    for (int64_t d = 0; d < M; d++) own[d] = _mm256_loadu_si256(tables + d);
+    __m256i limit = _mm256_set1_epi8(char(token.limit));
+    for (int64_t first = begin; first < end; first += LANES) {
+        const auto* bins = reinterpret_cast<const __m256i*>(book.bins + first * m);
+        __m256i bound = _mm256_setzero_si256();
+        for (int64_t d = 0; d < m; d++) {
+            const __m256i row = M > 0 ? own[M > 0 ? d : 0] : _mm256_loadu_si256(tables + d);
+            bound = _mm256_adds_epu8(bound, _mm256_shuffle_epi8(row, _mm256_loadu_si256(bins + d)));
+        }
+        auto left = uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(bound, limit), bound)));
+        while (left) {
+            const int64_t k = first + __builtin_ctz(left);
+            left &= left - 1;
+            if (k >= book.size) return;
+            const double value = score(book.codewords + k * m, token, prior_weight, m);
+            if (value > token.best || (value == token.best && k < token.index)) {
+                token.best = value;
+                token.index = k;
+                token.limit = std::min(token.limit, int((token.top - value + token.slack) * token.inverse) + 1);
+                limit = _mm256_set1_epi8(char(token.limit));
+            }
+        }
+    }
+}
+
+template <int64_t M>
+void search(const Codebook& book, const double* mean, const double* precision, double prior_weight, int64_t begin, int64_t end,
+            int64_t* tokens) {
+    const int64_t m = book.m;
+    std::vector<double> loss(BATCH * m * BINS);
+    std::vector<uint8_t> table(BATCH * m * LANES);
+    std::vector<Token> batch(BATCH);
+    for (int64_t start = begin; start < end; start += BATCH) {
+        const int64_t count = std::min(BATCH, end - start);
+        for (int64_t i = 0; i < count; i++) {
+            Token& token = batch[i] = Token{mean + (start + i) * m, precision + (start + i) * m};
+            losses(book, token, prior_weight, loss.data() + i * m * BINS);
+            for (int64_t k = 0; k < std::min(book.size, FIRST_GUESS); k++) {
+                const double value = score(book.codewords + k * m, token, prior_weight, m);
+                if (value > token.best) token.best = value, token.index = k;
+            }
+            scale(book, token, loss.data() + i * m * BINS, table.data() + i * m * LANES);
+        }
+        for (int64_t tile = 0; tile < book.padded; tile += TILE)
+            for (int64_t i = 0; i < count; i++) {
+                Token& token = batch[i];
+                // a better codeword has made half of the scale useless
+                if (token.limit < STEPS / 2) scale(book, token, loss.data() + i * m * BINS, table.data() + i * m * LANES);
+                scan<M>(book, token, prior_weight, table.data() + i * m * LANES, tile, std::min(book.padded, tile + TILE));
+            }
+        for (int64_t i = 0; i < count; i++) tokens[start + i] = batch[i].index;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// codewords (K, m), edges (m, 15) ascending -> bins (padded / 32, m, 32), low and high (m, 16)
+void gq_prepare(const double* codewords, int64_t size, int64_t padded, int64_t m, const double* edges, uint8_t* bins, double* low, double* high) {
+    std::fill(low, low + m * BINS, INFINITY);
+    std::fill(high, high + m * BINS, -INFINITY);
+    for (int64_t first = 0; first < padded; first += LANES) {
+        const int64_t count = std::min(LANES, size - first);
+        for (int64_t d = 0; d < m; d++) {
+            const double* edge = edges + d * (BINS - 1);
+            double column[LANES];
+            int64_t bin[LANES] = {};
+            for (int64_t i = 0; i < LANES; i++) column[i] = codewords[(first + std::min(i, count - 1)) * m + d];
+            for (int64_t b = 0; b < BINS - 1; b++)
+                for (int64_t i = 0; i < LANES; i++) bin[i] += column[i] > edge[b];
+            for (int64_t i = 0; i < LANES; i++) {
+                double &smallest = low[d * BINS + bin[i]], &largest = high[d * BINS + bin[i]];
+                smallest = std::min(smallest, column[i]);
+                largest = std::max(largest, column[i]);
+                bins[first * m + d * LANES + i] = uint8_t(bin[i]);
+            }
+        }
+    }
+}
+
+// mean, precision (N, m) -> tokens (N,)
+void gq_search(const double* codewords, int64_t size, int64_t padded, int64_t m, const uint8_t* bins, const double* low, const double* high,
+               const double* mean, const double* precision, double prior_weight, int64_t count, int64_t* tokens, int64_t threads) {
+    const Codebook book{codewords, bins, low, high, size, padded, m};
+    const auto work = m == 4 ? search<4> : m == 8 ? search<8> : m == 16 ? search<16> : search<0>;
+    threads = std::max<int64_t>(1, std::min(threads, count / 4));
+    std::vector<std::thread> others;
+    for (int64_t t = 1; t < threads; t++)
+        others.emplace_back(work, book, mean, precision, prior_weight, count * t / threads, count * (t + 1) / threads, tokens);
+    work(book, mean, precision, prior_weight, 0, count / threads, tokens);
+    for (auto& other : others) other.join();
+}
+}

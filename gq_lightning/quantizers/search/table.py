@@ -1,0 +1,48 @@
+"""CPU, with a compiler: byte tables bound the scores of 32 codewords at a time, and of the few that are left the best is found.
+
+Along every dimension the codewords fall into 16 bins, once. For a posterior the least loss in each bin is rounded down to a byte;
+the sum of a codeword's bytes bounds its loss, by one shuffle and one addition per dimension for 32 codewords. table.cpp has the rest.
+"""
+
+import torch
+from torch import Tensor
+
+from gq_lightning.quantizers.search.compiled import call, library
+from gq_lightning.quantizers.search.prepared import prepared
+
+LANES, BINS = 32, 16
+SAMPLE = 8192
+
+
+def usable(device: torch.device, compile: bool) -> bool:
+    """Whether `search` works here; `compile` says whether to spend a second on it where it has not been compiled yet."""
+    return device.type == "cpu" and library("table", compile) is not None
+
+
+def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
+    """mean, precision: (N, m) float64, contiguous; codebook (K, m). Returns (N,) int64."""
+    codewords, bins, low, high = prepared(codebook, _prepare)
+    tokens = torch.empty(len(mean), dtype=torch.int64)
+    size, m = codewords.shape
+    book = (codewords, size, len(bins) * LANES, m, bins, low, high)
+    call(_functions().gq_search, *book, mean, precision, float(prior_weight), len(mean), tokens, torch.get_num_threads())
+    return tokens
+
+
+def _prepare(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codewords in float64 (K, m), their bins (blocks of 32, m, 32), and the smallest and largest codeword of each bin (m, 16)."""
+    codewords = codebook.double().contiguous()
+    size, m = codewords.shape
+    # quantiles, roughly: any edges give a valid bound, these the closest
+    sample = codewords[:: max(1, size // SAMPLE)].sort(dim=0).values
+    edges = sample[torch.arange(1, BINS) * len(sample) // BINS].T.contiguous()
+    bins = torch.empty(-(-size // LANES), m, LANES, dtype=torch.uint8)
+    low, high = torch.empty(2, m, BINS, dtype=torch.float64).unbind()
+    call(_functions().gq_prepare, codewords, size, len(bins) * LANES, m, edges, bins, low, high)
+    return codewords, bins, low, high
+
+
+def _functions():  # type: ignore[no-untyped-def]
+    functions = library("table")
+    assert functions is not None, "ask usable() first"
+    return functions
