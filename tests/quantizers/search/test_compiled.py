@@ -39,11 +39,11 @@ def test_compiled_once_at_the_first_search_that_is_worth_it(home: Path) -> None:
     assert made.stat().st_mtime_ns == before
 
 
-def test_four_processes_at_once(home: Path) -> None:
+def test_two_processes_at_once(home: Path) -> None:
     needs_compiler()
     code = "from gq_lightning.quantizers.search import compiled; assert compiled.library('table') is not None"
-    processes = [subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ)) for _ in range(4)]
-    assert [process.wait() for process in processes] == [0] * 4
+    processes = [subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ)) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0] * 2
     assert [path.suffix for path in home.iterdir()] == [".so"]
 
 

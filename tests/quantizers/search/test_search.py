@@ -94,12 +94,12 @@ def test_a_kernel_for_cuda_under_tritons_interpreter() -> None:
 import torch
 from gq_lightning.quantizers.search import blocked, fused
 torch.manual_seed(0)
-for tokens, size, m in ((40, 1000, 16), (17, 300, 4), (3, 129, 3), (1, 5, 2), (9, 700, 24)):
+for tokens, size, m in ((18, 300, 16), (3, 129, 3), (1, 5, 2), (4, 260, 24)):
     codebook = torch.randn(size, m)
     codebook[size // 2] = codebook[1]  # a tie
     mean, precision = torch.randn(tokens, m).double(), 1 / (10 ** torch.empty(tokens, m).uniform_(-6, 0.5)).double().square()
     mean[0], precision[0] = codebook[1], 1e4
-    for prior_weight in (0.0, 0.5, 1.0):
+    for prior_weight in (0.0, 1.0):
         found = fused.search(mean, precision, codebook, prior_weight)
         assert torch.equal(found, blocked.search(mean, precision, codebook, prior_weight)), (tokens, size, m, prior_weight)
         assert found[0] == 1 and len(found) == tokens

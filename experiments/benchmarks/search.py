@@ -1,0 +1,214 @@
+"""How fast is the search for codewords? Times it beside the published form and beside a bare matrix product of the same operations.
+
+    python experiments/benchmarks/search.py [--out FOLDER] [--seconds 0.1]
+
+search    gq_lightning.quantizers.search.best_codewords, the codebook prepared before, as in use
+blocked   the same in plain torch, for machines without a compiler (m > 1)
+plain     log-probabilities of all codewords by Normal.log_prob, 8 posteriors at a time: the published form
+product   (N, 2m) x (2m, K) in float32, in blocks of 256 x 4096 that stay in the cache, nothing done with the result: the roofline
+
+The forms take turns within every repeat; medians. A cell whose N would take longer than --seconds is timed with fewer posteriors and
+scaled: `timed` has their number. Memory is what a fresh process's peak rises by. Writes search.json and search.png.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.distributions import Normal
+
+from gq_lightning.quantizers.search import best_codewords, blocked, compiled
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BITS = (10, 12, 14, 16, 18)
+DIMENSIONS = (1, 4, 8, 16)
+TOKENS = (1, 7, 256, 4096, 65536)
+REPEATS = 3
+COLOURS = {"search": "#0072B2", "blocked": "#009E73", "plain": "#D55E00", "product": "#000000"}
+MARKERS = {"search": "o", "blocked": "s", "plain": "^", "product": "x"}
+
+
+def problem(tokens: int, size: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Posteriors that cost as many bits as the codebook has, as training under TDC leaves them, and a codebook."""
+    generator = torch.Generator().manual_seed(0)
+    bits = size.bit_length() - 1
+    std = (2 ** (-bits / m) * torch.exp(0.3 * torch.randn(tokens, m, generator=generator))).clamp_max(0.99)
+    mean = torch.randn(tokens, m, generator=generator) * (1 - std.square()).sqrt()
+    return mean, std.square(), torch.randn(size, m, generator=generator)
+
+
+def plain(mean: Tensor, variance: Tensor, codebook: Tensor) -> Tensor:
+    prior = Normal(torch.zeros(()), torch.ones(()))
+    tokens = []
+    for mu, std in zip(mean.split(8), variance.sqrt().split(8), strict=True):
+        ratio = Normal(mu.unsqueeze(1), std.unsqueeze(1)).log_prob(codebook) - prior.log_prob(codebook)
+        tokens.append(ratio.sum(-1).argmax(1))
+    return torch.cat(tokens)
+
+
+def product(query: Tensor, keys: Tensor) -> None:
+    for rows in query.split(256):
+        for columns in keys.split(4096):
+            rows @ columns.T
+
+
+def forms(mean: Tensor, variance: Tensor, codebook: Tensor) -> dict[str, Callable[[int], Any]]:
+    """By name, what the first n posteriors are searched with."""
+    query, keys = torch.cat([mean, variance], 1), torch.cat([codebook, codebook.square()], 1)
+    double, precision = mean.double(), variance.double().reciprocal()
+    found: dict[str, Callable[[int], Any]] = {
+        "search": lambda n: best_codewords(mean[:n], variance[:n], codebook),
+        "plain": lambda n: plain(mean[:n], variance[:n], codebook),
+        "product": lambda n: product(query[:n], keys),
+    }
+    if mean.shape[1] > 1:
+        found["blocked"] = lambda n: blocked.search(double[:n], precision[:n], codebook, 1.0)
+    return found
+
+
+def seconds_of(call: Callable[[int], Any], n: int) -> float:
+    begin = time.perf_counter()
+    call(n)
+    return time.perf_counter() - begin
+
+
+def cell(tokens: int, size: int, m: int, patience: float) -> list[dict[str, Any]]:
+    """Seconds of each form, for one K, m and N."""
+    with torch.inference_mode(False), torch.no_grad():
+        calls = forms(*problem(tokens, size, m))
+        counts = {}
+        for name, call in calls.items():
+            n = min(tokens, 256 if name != "plain" else 8)
+            seconds_of(call, min(n, 8))  # compile, prepare, fault memory in
+            each = seconds_of(call, n) / n
+            counts[name] = min(tokens, max(n, int(patience / each)))
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(REPEATS):
+            for name, call in calls.items():
+                taken[name].append(seconds_of(call, counts[name]) * tokens / counts[name])
+    return [
+        {"K": size, "m": m, "N": tokens, "form": name, "seconds": statistics.median(taken[name]), "timed": counts[name]} for name in calls
+    ]
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+import torch
+from search import forms, problem
+mean, variance, codebook = problem({tokens}, 65536, {m})
+call = forms(mean, variance, codebook)[{form!r}]
+call(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+call({tokens})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def memory(form: str, m: int, tokens: int) -> float:
+    """MiB by which a process's peak rises in one call."""
+    code = MEMORY.format(folder=str(Path(__file__).parent), form=form, m=m, tokens=tokens)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return int(done.stdout) / 1024
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers belong to, without its name or paths."""
+    model = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return {
+        "processor": model,
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "compiled": compiled.library("table") is not None,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time over N, time over K, and the share of the roofline, all with m = 16 but the last."""
+    figure, (over_n, over_k, roofline) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+
+    def line(axes: Any, x: str, form: str, **fixed: int) -> None:
+        points = [
+            (row[x], row["seconds"]) for row in rows if row["form"] == form and all(row[key] == value for key, value in fixed.items())
+        ]
+        if points:
+            axes.loglog(*zip(*sorted(points), strict=True), color=COLOURS[form], marker=MARKERS[form], markersize=5, label=form)
+
+    for form in COLOURS:
+        line(over_n, "N", form, K=65536, m=16)
+        line(over_k, "K", form, N=4096, m=16)
+    over_n.set(xlabel="posteriors N", ylabel="seconds", title="K = 65 536, m = 16")
+    over_k.set(xlabel="codewords K", ylabel="seconds", title="N = 4 096, m = 16")
+    over_n.legend(frameon=False)
+    for m, marker in zip(DIMENSIONS, "oDsv", strict=True):
+        taken = {(row["K"], row["form"]): row["seconds"] for row in rows if row["m"] == m and row["N"] == 4096}
+        values = [taken[2**bits, "product"] / taken[2**bits, "search"] for bits in BITS]
+        roofline.loglog([2**bits for bits in BITS], values, marker=marker, markersize=5, label=f"m = {m}")
+    roofline.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    roofline.set(
+        xlabel="codewords K", ylabel="time of the bare product / time of the search", title="N = 4 096; above 1: faster than the product"
+    )
+    roofline.legend(frameon=False)
+    for axes in (over_n, over_k, roofline):
+        axes.grid(True, which="major", linewidth=0.4, alpha=0.6)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times the search for codewords beside the published form and a bare matrix product.")
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/benchmarks"), help="folder for search.json and search.png")
+    parser.add_argument("--seconds", type=float, default=0.1, help="longest single measurement")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    cells = [(tokens, 2**bits, m) for m in DIMENSIONS for bits in BITS for tokens in TOKENS]
+    rows = [row for each in track(cells, description="search", disable=not sys.stderr.isatty()) for row in cell(*each, options.seconds)]
+    # those that are spoken of, in full
+    for tokens, m in ((4096, 16), (256, 16), (65536, 1)):
+        rows = [row for row in rows if (row["N"], row["K"], row["m"]) != (tokens, 65536, m)] + cell(tokens, 65536, m, 5.0)
+    peaks = [
+        {"form": form, "K": 65536, "m": m, "N": 65536, "MiB": round(memory(form, m, 65536), 1)}
+        for form, m in (("search", 16), ("search", 1), ("blocked", 16))
+    ]
+    content = {"machine": machine(), "total_seconds": round(time.perf_counter() - begin, 1), "memory": peaks, "times": rows}
+    temporary = options.out / ".search.json.tmp"
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, options.out / "search.json")
+    draw(rows, options.out / "search.png")
+    table = Table(title="K = 65 536: seconds", caption=f"{content['total_seconds']:.0f} s in all; peak memory: {peaks}")
+    for column in ("m", "N", "search", "blocked", "product", "plain", "plain / search", "search / product"):
+        table.add_column(column, justify="right")
+    for m in DIMENSIONS:
+        for tokens in TOKENS:
+            taken = {row["form"]: row["seconds"] for row in rows if (row["K"], row["m"], row["N"]) == (65536, m, tokens)}
+            shown = [f"{taken[form]:.3g}" if form in taken else "" for form in ("search", "blocked", "product", "plain")]
+            ratios = [f"{taken['plain'] / taken['search']:.0f}", f"{taken['search'] / taken['product']:.2f}"]
+            table.add_row(str(m), str(tokens), *shown, *ratios)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
