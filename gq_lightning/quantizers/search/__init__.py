@@ -25,6 +25,7 @@ from gq_lightning.quantizers.search import bisection, blocked, table
 WORTH_COMPILING = 2**26
 
 
+@torch.compiler.disable  # its choices, its C++ and what it keeps are not for a tracer
 @torch.no_grad()
 def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float = 1.0) -> Tensor:
     """The index of the highest score for each posterior; ties go to the lowest index.
