@@ -5,18 +5,20 @@ JOBS ?= 1
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help install weights demo methods test test-all lint clean
+PROFILE ?= smoke
+
+.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: $(READY)  ## make .venv with the package and exact versions of all it needs
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,photographs]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,experiments,photographs]"
 	@touch $@
 
 weights: $(READY)  ## fetch and verify the weights that LPIPS and rFID need
@@ -29,6 +31,14 @@ demo: $(READY)  ## train, convert and measure on photographs that ship with scik
 methods: $(READY)  ## train and measure every method on the same photographs, one after the other: about 50 minutes on two cores
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/methods.yaml --jobs $(JOBS)
+
+reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; smoke takes about 8 minutes with JOBS=2
+	$(RUN) -m gq_lightning weights
+	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") --jobs $(JOBS)
+
+sweep-fig1: $(READY)  ## the learning rates of Figure 1's methods: PROFILE=cpu DATA=FOLDER [JOBS=n]
+	$(RUN) -m gq_lightning weights
+	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) --sweep $(if $(DATA),--data "$(DATA)") --jobs $(JOBS)
 
 test: $(READY)  ## the tests, with coverage: about 6 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term

@@ -1,131 +1,186 @@
-"""Runs an experiment that is written down as data, arm by arm, through the command line, and tabulates what it measured.
+"""Runs an experiment that is written down as data, arm by arm, through the command line, and shows what it measured.
 
-    python experiments/reproduce.py experiments/methods.yaml [--dry-run] [--jobs 2]
+    python experiments/reproduce.py experiments/fig1.yaml --profile cpu --data FOLDER [--jobs 2] [--only vit-gq] [--sweep] [--dry-run]
 
-spec (YAML) -> arms: one `python -m gq_lightning fit …` each -> experiments/results/NAME/ARM.json -> experiments/results/NAME.md
+spec (YAML) -> arms: one `python -m gq_lightning fit …` each -> experiments/results/NAME/[PROFILE/[sweep/]]ARM.json -> tables and figures
 
-An arm whose JSON is there and came from the same command is skipped, so that an interrupted experiment goes on where it stopped. An arm
-that fails is reported at the end, the others go on, and the exit status is 1.
+An arm whose JSON is there and came from the same command is skipped, and one that was interrupted goes on from its last checkpoint: call
+again, and nothing is lost. An arm that fails is reported at the end, the others go on, and the exit status is 1.
 """
 
 import argparse
-import itertools
-import json
-import os
 import shlex
-import subprocess
+import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import yaml
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-RUNS = "runs/experiments"
+import tables
+from arms import DATA, ROOT, Arm, Spec, SpecError, arms, choose, read, with_data
+from estimates import seconds, spoken, summarized
+from running import ArmFailure, Runner, finished
+
+INTERRUPTED = 130
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One combination of the axes' values.
+class Progress:
+    """What is running, how much is done and how long the rest takes."""
 
-    Attributes:
-        name: of its files.
-        values: by axis.
-        command: what anyone could type, from the project's folder.
+    def __init__(self, title: str, planned: list[Arm], results: Path, cost: Spec, jobs: int) -> None:
+        self.title, self.planned, self.results, self.cost, self.jobs = title, planned, results, cost, jobs
+        self.running: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+        self._flops = summarized()
+        self.update()
+
+    def update(self) -> None:
+        found = [(arm, finished(arm, self.results)) for arm in self.planned]
+        self.measured = [content for _, content in found if content is not None]
+        self.waiting = [arm for arm, content in found if content is None and arm.name not in self.failures]
+
+    def estimate(self, arm: Arm) -> float | None:
+        return seconds(arm, self.cost, self.measured, self._flops)
+
+    def left(self) -> float | None:
+        """Seconds until all is done."""
+        now, total, longest = time.monotonic(), 0.0, 0.0
+        for arm in self.waiting:
+            if (estimate := self.estimate(arm)) is None:
+                return None
+            rest = max(0.0, estimate - (now - self.running.get(arm.name, now)))
+            total, longest = total + rest, max(longest, rest)
+        return max(total / self.jobs, longest)
+
+    def __rich__(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        for name, since in list(self.running.items()):
+            arm = next(arm for arm in self.planned if arm.name == name)
+            table.add_row(f"  {name}", spoken(time.monotonic() - since), f"of about {spoken(self.estimate(arm))}")
+        done, failed = len(self.measured), f", {len(self.failures)} failed" if self.failures else ""
+        bar = Table.grid(padding=(0, 1))
+        text = f"{done} of {len(self.planned)} arms{failed}, about {spoken(self.left())} left"
+        bar.add_row(self.title, ProgressBar(len(self.planned), done, width=30), text)
+        return Group(table, bar)
+
+
+def dry_run(progress: Progress, data: str | None) -> None:
+    """Prints every arm's command, to be pasted, and what it takes."""
+    total = 0.0
+    devices = progress.cost.get("devices", 1) if "sustained_flops" in progress.cost else None
+    for arm in progress.planned:
+        command = shlex.join(with_data(word, data) if data else word for word in arm.command)
+        done, estimate = arm not in progress.waiting, progress.estimate(arm)
+        total += 0.0 if done or estimate is None else estimate
+        print(f"{command}  # {arm.name}: {'finished' if done else f'about {spoken(estimate)}'}")
+    cost = f", {total * devices / 3600:,.0f} GPU hours" if devices else ""
+    print(f"# {len(progress.waiting)} of {len(progress.planned)} arms to run: about {spoken(total / progress.jobs)}{cost}")
+
+
+def run(progress: Progress, runner: Runner, console: Console) -> None:
+    """Runs the arms that wait, `jobs` at a time.
+
+    Raises:
+        KeyboardInterrupt: after the processes have been ended.
     """
 
-    name: str
-    values: dict[str, Any]
-    command: list[str]
+    def one(arm: Arm) -> None:
+        progress.running[arm.name] = time.monotonic()
+        try:
+            runner.run(arm)
+        finally:
+            del progress.running[arm.name]
+
+    with Live(progress, console=console, refresh_per_second=2, transient=True), ThreadPoolExecutor(progress.jobs) as pool:
+        waiting = {pool.submit(one, arm): arm for arm in progress.waiting}
+        try:
+            for future in as_completed(waiting):
+                name, error = waiting[future].name, future.exception()
+                if error is not None:
+                    progress.failures[name] = str(error) if isinstance(error, (ArmFailure, OSError)) else repr(error)
+                progress.update()
+                state = "[red]failed" if error else f"done, about {spoken(progress.left())} left"
+                console.print(f"{name}: {state}", highlight=False)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            runner.stop()
+            raise
 
 
-def arms(spec: dict[str, Any], experiment: str) -> list[Arm]:
-    """The arms of a spec, in the order of its axes: base configs, then the axes' arguments, then the overrides, which win."""
-    found = []
-    for combination in itertools.product(*spec["axes"].values()):
-        values = dict(zip(spec["axes"], combination, strict=True))
-        name = "-".join(str(value) for value in combination)
-        command = ["python", "-m", "gq_lightning", "fit"]
-        for config in spec["configs"]:
-            command += ["--config", config]
-        for axis, value in values.items():
-            command += shlex.split(spec["arguments"][axis].format(value))
-        for key, value in spec.get("overrides", {}).items():
-            command += [f"--{key}", json.dumps(value) if isinstance(value, (dict, list)) or value is None else str(value).lower()]
-        found.append(Arm(name, values, [*command, "--runs", f"{RUNS}/{experiment}", "--name", name, "--overwrite", "true"]))
-    return found
+def show(spec: Spec, measured: list[dict[str, Any]], results: Path, call: str) -> None:
+    """Writes and prints what the spec wants to be shown."""
+    if not measured:
+        return
+    if "table" in spec:
+        path = results.parent / f"{results.name}.md"
+        path.write_text(f"<!-- {call} -->\n\n{tables.markdown(spec['table'], measured)}")
+        print(path.read_text())
+    if "best" in spec:
+        print(tables.rules(spec["best"], measured))
+    if "plot" in spec:
+        from plot import draw  # matplotlib is wanted by nothing else
+
+        for path in draw(spec["plot"], measured, results, call):
+            print(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def run(arm: Arm, experiment: str, results: Path) -> str | None:
-    """Trains and measures one arm; returns what went wrong, or None. Its log is in its run's folder."""
-    folder = ROOT / RUNS / experiment / arm.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "w") as log:
-        done = subprocess.run([sys.executable, *arm.command[1:]], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-    if done.returncode:
-        last = (folder / "log.txt").read_text().strip().splitlines()[-1:]
-        return f"{arm.name}: exit status {done.returncode}: {' '.join(last)} (see {folder / 'log.txt'})"
-    metrics = json.loads((folder / "metrics.json").read_text())
-    content = {"arm": arm.values, "command": shlex.join(arm.command), "commit": commit(), "metrics": metrics}
-    temporary = results / f".{arm.name}.json.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, results / f"{arm.name}.json")
-    return None
-
-
-def commit() -> str | None:
-    """The commit that was measured, marked where files differ from it."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or None
-
-
-def finished(arm: Arm, results: Path) -> dict[str, Any] | None:
-    path = results / f"{arm.name}.json"
-    content = json.loads(path.read_text()) if path.is_file() else None
-    return content if content and content["command"] == shlex.join(arm.command) else None
-
-
-def table(spec: dict[str, Any], measured: list[dict[str, Any]]) -> str:
-    """Markdown: a row per arm, the columns that the spec names; a metric that an arm has not is left empty."""
-    rows, columns = spec["table"]["rows"], spec["table"]["columns"]
-    lines = [f"| {rows} | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
-    for content in measured:
-        metrics = content["metrics"]
-        cells = [f"{metrics[column]:.4g}" if column in metrics else "" for column in columns]
-        lines.append(f"| {content['arm'][rows]} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Runs an experiment written as YAML; finished arms are skipped.")
-    parser.add_argument("spec", type=Path, help="YAML file with configs, axes, arguments, overrides and table")
-    parser.add_argument("--dry-run", action="store_true", help="print the command of every arm and run nothing")
+    parser.add_argument("spec", type=Path, help="YAML file, see experiments/arms.py")
+    parser.add_argument("--profile", help="one of the spec's profiles")
+    parser.add_argument("--sweep", action="store_true", help="run the profile's sweep instead")
+    parser.add_argument("--data", help="folder of the pictures, where the profile wants one")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
-    options = parser.parse_args()
-    spec, experiment = yaml.safe_load(options.spec.read_text()), options.spec.stem
-    planned, results = arms(spec, experiment), ROOT / "experiments/results" / experiment
+    parser.add_argument("--only", default="", help="run only the arms whose names contain this")
+    parser.add_argument("--dry-run", action="store_true", help="print the command of every arm and what it takes, and run nothing")
+    parser.add_argument("--results", type=Path, default=Path("experiments/results"), help="folder of all results")
+    parser.add_argument("--runs", default="runs/experiments", help="folder of all runs")
+    options = parser.parse_args(arguments)
+    try:
+        return experiment(options)
+    except SpecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def experiment(options: argparse.Namespace) -> int:
+    spec = choose(read(options.spec), options.profile, options.sweep)
+    parts = [options.spec.stem, *([options.profile] if options.profile else []), *(["sweep"] if options.sweep else [])]
+    results = ROOT.joinpath(options.results, *parts)
+    every = arms(spec, "/".join([options.runs, *parts]))
+    if not (planned := [arm for arm in every if options.only in arm.name]):
+        raise SpecError(f"--only {options.only}: no arm has it in its name; {every[0].name} is one of {len(every)}")
+    if options.jobs < 1:
+        raise SpecError(f"--jobs {options.jobs}: give a positive number")
+    data = str(Path(options.data).expanduser().resolve()) if options.data else None
+    progress = Progress(" ".join(parts), planned, results, spec.get("cost", {}), options.jobs)
     if options.dry_run:
-        print("\n".join(shlex.join(arm.command) for arm in planned))
+        dry_run(progress, data)
         return 0
+    wanted = any(with_data(word, "") != word for arm in planned for word in arm.command)
+    if wanted and not (data and Path(data).is_dir()):
+        raise SpecError(f"--data {options.data}: no such folder" if data else f"--data: this needs a folder of pictures, its {DATA}")
     results.mkdir(parents=True, exist_ok=True)
-    waiting = [arm for arm in planned if finished(arm, results) is None]
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    failures: list[str] = []
-    with Progress(*columns) as progress, ThreadPoolExecutor(options.jobs) as pool:
-        task = progress.add_task(experiment, total=len(planned), completed=len(planned) - len(waiting))
-        for arm, failure in zip(waiting, pool.map(lambda arm: run(arm, experiment, results), waiting), strict=True):
-            failures += [failure] if failure else []
-            progress.update(task, advance=1, description=f"{experiment}: {arm.name}")
-    measured = [content for arm in planned if (content := finished(arm, results)) is not None]
-    (results.parent / f"{experiment}.md").write_text(f"<!-- python experiments/reproduce.py {options.spec} -->\n\n{table(spec, measured)}")
-    print((results.parent / f"{experiment}.md").read_text())
-    for failure in failures:
-        Console(stderr=True).print(f"failed: {failure}", style="red")
-    return 1 if failures else 0
+    console = Console(stderr=True)
+    # so that a kill is a Ctrl-C, save in threads, where signals are nobody's
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run(progress, Runner(results, data), console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same call goes on where this one was")
+        return INTERRUPTED
+    measured = [content for arm in every if (content := finished(arm, results)) is not None]
+    call = " ".join(["python experiments/reproduce.py", str(options.spec), *([f"--profile {options.profile}"] if options.profile else [])])
+    show(spec, measured, results, call)
+    for name, failure in progress.failures.items():
+        console.print(f"failed: {name}: {failure}", style="red", highlight=False)
+    return 1 if progress.failures else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -21,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from gq_lightning import commands
-from gq_lightning.callbacks import Diagnostics, Export, Reconstructions, TokenWriter
+from gq_lightning.callbacks import CheckpointFiles, Diagnostics, ExactResume, Export, LastCheckpoint, Reconstructions, TokenWriter
 from gq_lightning.data import ImageDataModule
 from gq_lightning.errors import UserError
 from gq_lightning.summary import Format, render, summarize
@@ -92,12 +93,14 @@ class CommandLine(LightningCLI):
         )
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process; null leaves it to torch")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Export, "export")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/psnr",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
+                # before the epoch ends, so that the last checkpoint, which comes next, knows of it
+                "checkpoint.save_on_train_epoch_end": False,
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
             }
@@ -136,7 +139,7 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = Path(self._get(self.config_init, "trainer.default_root_dir"))
-        callbacks = [LearningRateMonitor("step"), Reconstructions(), Diagnostics(), TokenWriter()]
+        callbacks = [ExactResume(), LearningRateMonitor("step"), Reconstructions(), Diagnostics(), TokenWriter()]
         if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if (decay := self._get(self.config_init, "ema_decay")) is not None:
@@ -146,6 +149,10 @@ class CommandLine(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(run.parent, name=run.name, version="")
         else:
             callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+        plugins = self._get(self.config_init, "trainer.plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, CheckpointFiles()]
         extra = self._get(self.config_init, "trainer.callbacks") or []
         # the common ones first: the post-training hook of the quantizer's file is to see averaged weights. The export follows it
         kwargs["callbacks"] = [*callbacks, *(extra if isinstance(extra, list) else [extra])]

@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from gq_lightning.errors import UserError
 
 Schedule = Literal["constant", "cosine"]
+# devices on which torch has AdamW as one kernel, instead of several passes over the weights
+FUSED = ("cpu", "cuda")
 
 
 def adamw(
@@ -42,7 +44,8 @@ def adamw(
         {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+    fused = all(parameter.device.type in FUSED for parameter in trainable) or None
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (warmup_steps + 1))
@@ -62,7 +65,10 @@ def take_step(optimizer: LightningOptimizer, scheduler: LRScheduler, gradient_cl
             `max_steps`, checkpoints and schedules would run at double speed.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, math.inf if gradient_clip is None else gradient_clip)
+    if gradient_clip is None:
+        norm = nn.utils.get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
+    else:
+        norm = nn.utils.clip_grad_norm_(parameters, gradient_clip)
     if not counted:
         optimizer._on_before_step = optimizer._on_after_step = lambda: None
     optimizer.step()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -47,6 +47,12 @@ class Reconstruction:
     images: Tensor
     gaussian: Tensor | None
     bits: Tensor | None
+
+
+def is_written(trainer: Trainer) -> bool:
+    """Whether the step just made is one that the loggers write: Lightning's `log` of a dozen values takes as long as a small model's optimizer."""
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and trainer.global_step % every == 0
 
 
 class ImageTokenizer(Pretrained, LightningModule):
@@ -203,8 +209,7 @@ class ImageTokenizer(Pretrained, LightningModule):
         generator, *discriminator = zip(self._optimizers(), self._schedulers(), strict=True)
         with nullcontext() if complete else self._without_synchronisation():
             self.manual_backward(total / self.accumulate)
-        if complete:
-            self.log("gradient_norm", take_step(*generator, self.gradient_clip, counted=True))
+        norm = take_step(*generator, self.gradient_clip, counted=True) if complete else None
         if adversary is not None and adversary.learns(step):
             judgement, more = adversary.discriminator_loss(batch, reconstructions)
             # not manual_backward: that one prepares DDP of the generator for gradients which do not come
@@ -212,9 +217,10 @@ class ImageTokenizer(Pretrained, LightningModule):
             parts = parts | more
             if complete:
                 take_step(*discriminator[0], self.gradient_clip, counted=False)
-        self.log("loss", total, prog_bar=True)
-        self.log_dict({f"loss/{name}": value for name, value in parts.items()})
-        self.log_dict({"loss/reconstruction": reconstruction, "loss/penalty": quantized.penalty})
+        if norm is not None and is_written(self.trainer):
+            parts = parts | {"reconstruction": reconstruction, "penalty": quantized.penalty}
+            self.log_dict({"gradient_norm": norm} | {f"loss/{name}": value for name, value in parts.items()})
+            self.log("loss", total, prog_bar=True)
         return {"loss": total, "diagnostics": quantized.diagnostics}
 
     def new_metrics(self, rfid: bool) -> ReconstructionMetrics:

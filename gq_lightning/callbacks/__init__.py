@@ -1,10 +1,23 @@
-"""Lightning callbacks: the TDC update, the Gaussian Quant post-training hook, export, pictures and diagnostics."""
+"""Lightning callbacks: the TDC update, the Gaussian Quant post-training hook, export, pictures, diagnostics, resuming."""
 
+from gq_lightning.callbacks.checkpoint_files import CheckpointFiles
 from gq_lightning.callbacks.diagnostics import Diagnostics
+from gq_lightning.callbacks.exact_resume import ExactResume
 from gq_lightning.callbacks.export import Export
 from gq_lightning.callbacks.gaussian_quant import GaussianQuant
+from gq_lightning.callbacks.last_checkpoint import LastCheckpoint
 from gq_lightning.callbacks.reconstructions import Reconstructions
 from gq_lightning.callbacks.tdc import TDC
 from gq_lightning.callbacks.tokens import TokenWriter
 
-__all__ = ["TDC", "Diagnostics", "Export", "GaussianQuant", "Reconstructions", "TokenWriter"]
+__all__ = [
+    "TDC",
+    "CheckpointFiles",
+    "Diagnostics",
+    "ExactResume",
+    "Export",
+    "GaussianQuant",
+    "LastCheckpoint",
+    "Reconstructions",
+    "TokenWriter",
+]

@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gq_lightning.tokenizer import is_written
+
 
 class Diagnostics(Callback):
     """Logs `bits/min|mean|max` over all ranks, `images_per_second` over all ranks, a histogram of bits per token (of rank 0), and how
@@ -19,7 +21,7 @@ class Diagnostics(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._images += len(batch)
-        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not is_written(trainer):
             return
         bits = outputs["diagnostics"].get("bits")
         if bits is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from gq_lightning.data.images import BrokenImage
+from gq_lightning.data.order import Place, Shuffled, random_numbers
 from gq_lightning.data.sets import PictureSet
 from gq_lightning.errors import UserError
 
@@ -43,7 +44,13 @@ class Guarded(Dataset[Tensor | UserError | None]):
     def name(self, index: int) -> str:
         return self.pictures.name(index)
 
-    def __getitem__(self, index: int) -> Tensor | UserError | None:
+    def __getitem__(self, place: int | Place) -> Tensor | UserError | None:
+        """The picture of that index; of a place, cropped by the place's random numbers."""
+        index, seed = place if isinstance(place, tuple) else (place, None)
+        with random_numbers(seed):
+            return self._picture(index)
+
+    def _picture(self, index: int) -> Tensor | UserError | None:
         candidates = range(index, index + len(self)) if self.when_broken == "replace" else [index]
         for candidate in (candidate % len(self) for candidate in candidates):
             if self.broken[candidate]:
@@ -73,11 +80,22 @@ def collate(items: list[Tensor | UserError | None]) -> Tensor | UserError:
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader over a Guarded set: raises the errors that its workers hand over, and passes over empty batches."""
+    """A DataLoader over a Guarded set: raises the errors that its workers hand over, and passes over empty batches.
+
+    Over Shuffled places it is stateful as Lightning understands it: `state_dict` tells how many batches of which epoch it has handed
+    out, whatever its workers have read ahead, and after `load_state_dict` that epoch goes on there, without reading what went before.
+    """
+
+    _epoch = _batches = _start = 0
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
-        empty = True
+        order = self.sampler if isinstance(self.sampler, Shuffled) else None
+        if order is not None:
+            self._batches = self._start if order.epoch == self._epoch else 0
+            self._epoch, self._start, order.start = order.epoch, 0, self._batches * (self.batch_size or 1)
+        empty = self._batches == 0
         for batch in super().__iter__():
+            self._batches += order is not None
             if isinstance(batch, UserError):
                 try:
                     raise batch
@@ -88,3 +106,12 @@ class Loader(DataLoader[Any]):
                 yield batch
         if empty and isinstance(self.dataset, Guarded):
             raise self.dataset.all_broken()
+        if order is not None:  # for a loop without a trainer, which sets the epoch
+            order.set_epoch(order.epoch + 1)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "batches": self._batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._epoch = state["epoch"]
+        self._start = self._batches = state["batches"]

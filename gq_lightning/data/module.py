@@ -1,6 +1,6 @@
 """ImageDataModule: two picture sets and everything that is the same for all of them.
 
-training_set()   -> shuffled, cropped at random, whole batches (B, 3, image_size, image_size) in [-1, 1]
+training_set()   -> shuffled and cropped at random, both by the seed (see `order`), whole batches (B, 3, image_size, image_size) in [-1, 1]
 evaluation_set() -> in order, every picture exactly once on one of the ranks; validation, test and prediction
 """
 
@@ -16,6 +16,7 @@ from torch import distributed
 
 from gq_lightning.construction import public_path
 from gq_lightning.data.loading import Guarded, Loader, collate
+from gq_lightning.data.order import Shuffled
 from gq_lightning.data.sets import INTERPOLATION, PictureSet, fingerprint
 from gq_lightning.errors import UserError
 
@@ -25,6 +26,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Broken pictures: in training each is named once in a warning of the logger ``gq_lightning.data`` and replaced by the next
     readable one; in evaluation the first stops the run with BrokenImage, or with `skip_broken` they are left out of the batches.
+
+    A checkpoint holds the seed and the place in the epoch: a resumed training sees what the uninterrupted one would have seen.
 
     Args:
         image_size: side of the square images in pixels.
@@ -50,6 +53,8 @@ class ImageDataModule(LightningDataModule, ABC):
                 raise UserError(f"data.{name} {getattr(self, name)}: give a positive number")
         if workers < 0:
             raise UserError(f"data.workers {workers}: give 0 (read in the main process) or more")
+        self._training_loader: Loader | None = None
+        self._resumed: dict[str, int] | None = None
 
     @abstractmethod
     def training_set(self) -> PictureSet:
@@ -66,6 +71,18 @@ class ImageDataModule(LightningDataModule, ABC):
     @cached_property
     def _evaluation(self) -> Guarded:
         return Guarded(self.evaluation_set(), "leave out" if self.skip_broken else "stop")
+
+    @cached_property
+    def seed(self) -> int:
+        """What order and crops of the training are drawn from: torch's seed as the training begins, on all ranks that of the first."""
+        seed = torch.initial_seed()
+        return seed if self.trainer is None else self.trainer.strategy.broadcast(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._training_loader is None else {"seed": self.seed, **self._training_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seed, self._resumed = state_dict["seed"], state_dict
 
     @property
     def skipped(self) -> int:
@@ -92,12 +109,17 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> Loader:
         """Raises UserError where a rank's share of the set is smaller than one batch."""
         images, ranks = len(self._training), _ranks()
-        if -(-images // ranks) < self.batch_size:
+        if images // ranks < self.batch_size:
             where = f" on each of {ranks} devices" if ranks > 1 else ""
             raise UserError(
                 f"the training set has {images} pictures, too few for one batch of {self.batch_size}{where}: lower data.batch_size"
             )
-        return self._loader(self._training, self.batch_size, shuffle=True, drop_last=True)
+        order = Shuffled(self._training, ranks, distributed.get_rank() if ranks > 1 else 0, self.seed)
+        self._training_loader = loader = self._loader(self._training, self.batch_size, sampler=order, drop_last=True)
+        if self._resumed is not None:
+            loader.load_state_dict(self._resumed)
+            self._resumed = None
+        return loader
 
     def val_dataloader(self) -> Loader:
         """The evaluation set in order. Where ranks do not divide it, some have a batch more: reduce after the loop, not in it."""
@@ -105,7 +127,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if images < ranks:
             raise UserError(f"the evaluation set has {images} pictures for {ranks} devices: evaluate on at most {images}")
         sampler = UnrepeatedDistributedSampler(self._evaluation, shuffle=False) if ranks > 1 else None
-        return self._loader(self._evaluation, self.evaluation_batch_size, shuffle=False, sampler=sampler)
+        return self._loader(self._evaluation, self.evaluation_batch_size, sampler=sampler)
 
     def test_dataloader(self) -> Loader:
         return self.val_dataloader()
@@ -122,6 +144,8 @@ class ImageDataModule(LightningDataModule, ABC):
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
+            # else each pass over it would draw from the random numbers of the model
+            generator=torch.Generator(),
             **settings,
         )
 

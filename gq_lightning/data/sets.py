@@ -22,6 +22,8 @@ Crop = Callable[[Image.Image], Image.Image]
 class PictureSet(Dataset[Tensor], ABC):
     """The contract: `set[index]` is float32 (3, image_size, image_size) in [-1, 1], or raises BrokenImage.
 
+    What is drawn for it is drawn from torch's random numbers on the CPU, which training sets anew for each picture.
+
     Attributes:
         split: which part of the data this is, without machine paths.
         resize: how a picture was resized, in words.

@@ -58,12 +58,14 @@ def test_batches(imagenet: Callable[..., ImageNet]) -> None:
 
 
 def test_training_order_follows_the_seed(imagenet: Callable[..., ImageNet]) -> None:
+    torch.manual_seed(1)
     loader = imagenet().train_dataloader()
-    torch.manual_seed(1)
     first = levels(loader)
-    assert levels(loader) != first
+    assert levels(loader) != first, "another epoch"
     torch.manual_seed(1)
-    assert levels(loader) == first
+    assert levels(imagenet().train_dataloader()) == first
+    torch.manual_seed(2)
+    assert levels(imagenet().train_dataloader()) != first
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,0 +1,169 @@
+"""Specs and arms: an experiment is data, and each of its arms a command that anyone could type.
+
+    spec (YAML) --layered--> with a profile, perhaps with its sweep --arms--> names, values and commands
+
+A spec has
+
+    configs:    files that every arm begins with
+    axes:       {axis: [values]}; the arms are all combinations
+    extra:      more combinations, [{axis: [values]}]; an axis that is not named keeps its values
+    arguments:  {axis: "--what {} adds to the command"}; an axis may have none and serve rules alone
+    overrides:  {key: value} for all arms
+    rules:      [{when: {axis: value or [values]}, set: {key: value}}], in order, over the overrides; "{axis}" in a value is the arm's
+    cost:       what an arm takes before any was measured, see estimates.py
+    table, plot: what to show, see reproduce.py and plot.py
+    profiles:   {name: layer}; a layer is a spec whose mappings are merged with, whose configs and rules are appended to, and whose
+                other entries replace those of the spec. A profile may have a `sweep`, one layer more.
+
+The word DATA, at the start of a value, stands for the folder of the pictures, in commands that are written down as well.
+"""
+
+import itertools
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = "DATA"
+Spec = dict[str, Any]
+
+
+class SpecError(Exception):
+    """A wrong spec or option; one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One combination of the axes' values.
+
+    Attributes:
+        name: of its files.
+        values: by axis.
+        settings: overrides and rules that apply, by key.
+        command: from the project's folder, with DATA for the folder of the pictures.
+        folder: of its run, relative to the project's folder.
+    """
+
+    name: str
+    values: dict[str, Any]
+    settings: dict[str, Any]
+    command: list[str]
+    folder: str
+
+    @property
+    def line(self) -> str:
+        return shlex.join(self.command)
+
+
+def read(path: Path) -> Spec:
+    if not path.is_file():
+        raise SpecError(f"{path}: no such file; experiments/*.yaml are specs")
+    return yaml.safe_load(path.read_text())
+
+
+def layered(spec: Spec, layer: Spec) -> Spec:
+    """The spec with one layer over it."""
+    merged = dict(spec)
+    for key, value in layer.items():
+        before = merged.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            merged[key] = before | value
+        elif key in ("configs", "rules"):
+            merged[key] = [*(before or []), *value]
+        else:
+            merged[key] = value
+    return merged
+
+
+def choose(spec: Spec, profile: str | None, sweep: bool = False) -> Spec:
+    """The spec under one of its profiles, and under that profile's sweep.
+
+    Raises:
+        SpecError: there is no such profile or sweep, or the spec has profiles and none was named.
+    """
+    profiles = spec.get("profiles", {})
+    if (profile is None) == bool(profiles) or (profile is not None and profile not in profiles):
+        raise SpecError(
+            f"--profile: give one of {', '.join(profiles)}" if profiles else "--profile: this experiment has none; leave it out"
+        )
+    plain = {key: value for key, value in spec.items() if key != "profiles"}
+    chosen = plain if profile is None else layered(plain, profiles[profile])
+    layer = chosen.pop("sweep", None)
+    if not sweep:
+        return chosen
+    if layer is None:
+        raise SpecError("--sweep: this profile has none")
+    return layered(chosen, layer)
+
+
+def arms(spec: Spec, runs: str) -> list[Arm]:
+    """The arms in the order of the axes, then those of `extra`; a combination that comes twice counts once."""
+    found: dict[str, Arm] = {}
+    for grid in ({}, *spec.get("extra", [])):
+        if unknown := set(grid) - set(spec["axes"]):
+            raise SpecError(f"extra: {', '.join(sorted(unknown))} is no axis; there are {', '.join(spec['axes'])}")
+        axes = spec["axes"] | grid
+        for combination in itertools.product(*axes.values()):
+            arm = _arm(spec, dict(zip(axes, combination, strict=True)), runs)
+            found.setdefault(arm.name, arm)
+    return list(found.values())
+
+
+def matches(when: dict[str, Any], values: dict[str, Any]) -> bool:
+    """Whether an arm's values are those that a rule asks for.
+
+    Raises:
+        SpecError: the rule asks for an axis that is none.
+    """
+    if unknown := set(when) - set(values):
+        raise SpecError(f"rules: {', '.join(sorted(unknown))} is no axis; there are {', '.join(values)}")
+    return all(values[axis] in (wanted if isinstance(wanted, list) else [wanted]) for axis, wanted in when.items())
+
+
+def with_data(text: str, folder: str) -> str:
+    """Puts the folder of the pictures in the place of DATA."""
+    return folder + text.removeprefix(DATA) if text == DATA or text.startswith(f"{DATA}/") else text
+
+
+def without_data(content: Any, folder: str) -> Any:
+    """The opposite, all through a nested content: files that others read name no folder of this machine."""
+    if isinstance(content, dict):
+        return {key: without_data(value, folder) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_data(value, folder) for value in content]
+    inside = isinstance(content, str) and (content == folder or content.startswith(f"{folder}/"))
+    return DATA + content.removeprefix(folder) if inside else content
+
+
+def _arm(spec: Spec, values: dict[str, Any], runs: str) -> Arm:
+    name = "-".join(str(value) for value in values.values())
+    settings = dict(spec.get("overrides", {}))
+    for rule in spec.get("rules", []):
+        if matches(rule.get("when", {}), values):
+            settings |= {key: _filled(value, values) for key, value in rule["set"].items()}
+    command = ["python", "-m", "gq_lightning", "fit"]
+    for config in spec["configs"]:
+        command += ["--config", config]
+    for axis, value in values.items():
+        command += shlex.split(spec["arguments"].get(axis, "").format(value))
+    for key, value in settings.items():
+        command += [f"--{key}", _argument(value)]
+    return Arm(name, values, settings, [*command, "--runs", runs, "--name", name, "--overwrite", "true"], f"{runs}/{name}")
+
+
+def _filled(value: Any, values: dict[str, Any]) -> Any:
+    """'{axis}' alone is the axis' value, whatever its type; within a text it is filled in."""
+    if not isinstance(value, str):
+        return value
+    alone = value.removeprefix("{").removesuffix("}")
+    return values[alone] if value == f"{{{alone}}}" and alone in values else value.format(**values)
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, (dict, list)) or value is None:
+        return json.dumps(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,65 @@
+"""A training that goes on from a checkpoint is the training that never stopped, to the bit.
+
+Three things make it so: pictures and crops depend on their place alone (`data.order`); so do, by this callback, the random numbers of
+a training step, posterior samples above all; and every checkpoint, whenever it was written, tells of its progress in one way.
+"""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from gq_lightning.data.order import derived_seed
+
+
+class ExactResume(Callback):
+    """Seeds each training batch by (seed, epoch, batch, rank): no generator's state needs to be kept, and what validation, logging or a
+    loader has drawn in between does not matter. Ranks draw apart from one another."""
+
+    def __init__(self) -> None:
+        self._trained = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trained = True
+        epochs = trainer.fit_loop.epoch_progress.current.state_dict()
+        if trainer.fit_loop.restarted_mid_epoch and epochs["processed"] == epochs["ready"]:
+            # that was the last batch of its epoch: Lightning would count the next epoch as one that has begun already
+            trainer.fit_loop.reset_restart_stage()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        seed = derived_seed(trainer.datamodule.seed, trainer.current_epoch, batch_idx, trainer.global_rank)  # type: ignore[attr-defined]
+        # without an accelerator torch.manual_seed keeps, at some cost, a note for when there is one
+        (torch.default_generator if pl_module.device.type == "cpu" else torch).manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        as_after_a_batch(checkpoint["loops"]["fit_loop"])
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._trained:
+            return
+        # resumed when nothing was left to train: Lightning passes over the hook in which averaged weights take their place
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if not isinstance(callback, Checkpoint):
+                callback.on_train_end(trainer, pl_module)
+
+
+def as_after_a_batch(loop: dict[str, Any]) -> None:
+    """Rewrites the progress of Lightning's fit loop, in place, to what it is when `on_train_batch_end` is called.
+
+    From there Lightning goes on at the next batch, whether or not the epoch ends there or a validation is due (which has been
+    done). From progress as it is after a validation, or when the epoch or the training has ended, it counts logged steps, batches
+    or epochs once too often or too rarely, depending on the trainer's settings.
+    """
+    batches = loop["epoch_loop.batch_progress"]
+    if not batches["total"]["ready"]:
+        return  # nothing is trained yet
+    for tracked in batches["total"], batches["current"]:
+        tracked["completed"] = tracked["ready"] - 1
+    for tracked in loop["epoch_progress"].values():
+        tracked["processed"] = tracked["completed"] = tracked["ready"] - 1
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = batches["total"]["ready"] - 1

@@ -1,0 +1,50 @@
+"""checkpoints/last.ckpt, from which `--ckpt_path last` resumes: every so many steps, after each validation and at the end."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from gq_lightning.errors import UserError
+
+
+class LastCheckpoint(Checkpoint):
+    """One file, written anew each time, beside the best checkpoint; never in the middle of an accumulation, whose gradients no checkpoint
+    holds. Where a validation is due it is written after it, so that a resumed run lacks no validation.
+
+    Args:
+        every_n_train_steps: steps between two of them, at most: what a killed run loses.
+    """
+
+    def __init__(self, every_n_train_steps: int = 1000) -> None:
+        if every_n_train_steps < 1:
+            raise UserError(f"last.every_n_train_steps {every_n_train_steps}: give a positive number")
+        self.every_n_train_steps = every_n_train_steps
+        self._step, self._complete = 0, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step, self._complete = trainer.global_step, False
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._complete = trainer.global_step != self._step
+        self._step = trainer.global_step
+        loop = trainer.fit_loop
+        if not self._complete or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
+            return
+        # the end of training would be too late: averaged weights have taken the place of those that train
+        last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if self._step % self.every_n_train_steps == 0 or self._step == trainer.max_steps or trainer.should_stop or last_epoch:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self._complete:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folders = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        folder = (folders[0] if folders else None) or Path(trainer.default_root_dir) / "checkpoints"
+        trainer.save_checkpoint(Path(folder) / "last.ckpt", weights_only=False)

@@ -1,0 +1,62 @@
+"""In which order training sees its pictures, and how each is cropped: functions of the seed, the epoch and the place alone.
+
+    seed, epoch --> a permutation, and a seed for each of its places --> every ranks-th place: (index, seed), (index, seed), ...
+
+Nothing of it depends on what was drawn before, on worker processes or, for one global batch size, on how many ranks share a batch: a
+training goes on in the middle of an epoch as if it had never stopped.
+"""
+
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, DistributedSampler
+
+Place = tuple[int, int]  # index of a picture, seed of its random numbers
+
+
+class Shuffled(DistributedSampler[Place]):
+    """The places of one rank. A DistributedSampler, since those are what Lightning leaves alone and tells the epoch.
+
+    Args:
+        pictures: the training set.
+        ranks: processes that share each batch; places that do not divide by them are dropped.
+        rank: this one.
+        seed: of all epochs.
+
+    Attributes:
+        start: how many of the rank's places the next iteration passes over.
+    """
+
+    def __init__(self, pictures: Dataset[Any], ranks: int, rank: int, seed: int) -> None:
+        super().__init__(pictures, num_replicas=ranks, rank=rank, seed=seed, drop_last=True)
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Place]:  # type: ignore[override]
+        assert isinstance(self.dataset, Sized)
+        count = len(self.dataset)
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+        order = torch.randperm(count, generator=generator)
+        seeds = torch.randint(2**62, (count,), generator=generator)
+        # places side by side belong to one global batch
+        mine = slice(self.rank, self.total_size, self.num_replicas)
+        return islice(zip(order[mine].tolist(), seeds[mine].tolist(), strict=True), self.start, None)
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed that is a function of these numbers, none negative, and unrelated to the seeds of others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def random_numbers(seed: int | None) -> Iterator[None]:
+    """Within, torch's random numbers on the CPU begin at `seed`; afterwards they go on as before. None changes nothing."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for accelerators too
+        yield

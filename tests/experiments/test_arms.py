@@ -1,0 +1,217 @@
+"""Specs become arms: layers, rules, combinations, and the committed results that they are to find again."""
+
+import io
+import json
+import shlex
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reproduce
+from arms import ROOT, SpecError, arms, choose, layered, read, with_data, without_data
+from estimates import seconds, spoken
+from gq_lightning.cli import CommandLine, main
+from running import finished
+from tables import best, rules
+
+FIG1 = read(ROOT / "experiments/fig1.yaml")
+RUNS = "runs/experiments/fig1"
+BACKBONES = ("unet", "vit")
+SPEC: dict[str, Any] = {
+    "configs": ["a.yaml"],
+    "axes": {"backbone": ["vit", "unet"], "rate": [16, 32], "seed": [0]},
+    "arguments": {"backbone": "--config {}.yaml", "rate": "--rate {}"},
+    "overrides": {"steps": 10, "flag": True, "none": None, "name": "As It Is"},
+}
+
+
+def options(line: list[str]) -> dict[str, str]:
+    """The last value of each option."""
+    return dict(zip(line[4::2], line[5::2], strict=True))
+
+
+def test_every_combination_is_a_command() -> None:
+    found = arms(SPEC, "runs/x")
+    assert [arm.name for arm in found] == ["vit-16-0", "vit-32-0", "unet-16-0", "unet-32-0"]
+    wanted = "--config a.yaml --config vit.yaml --rate 16 --steps 10 --flag true --none null --name 'As It Is'"
+    assert found[0].line == f"python -m gq_lightning fit {wanted} --runs runs/x --name vit-16-0 --overwrite true"
+    assert found[0].folder == "runs/x/vit-16-0"
+
+
+def test_extra_combinations_come_once() -> None:
+    found = arms(SPEC | {"extra": [{"backbone": ["vit"], "rate": [16], "seed": [0, 1, 2]}]}, "runs")
+    assert [arm.name for arm in found][4:] == ["vit-16-1", "vit-16-2"]
+    with pytest.raises(SpecError, match="extra: colour is no axis; there are backbone, rate, seed"):
+        arms(SPEC | {"extra": [{"colour": ["red"]}]}, "runs")
+
+
+def test_later_rules_win_and_see_the_arm() -> None:
+    several = [
+        {"when": {"backbone": "vit"}, "set": {"steps": 20, "width": 4}},
+        {"when": {"backbone": "vit", "rate": [32, 64]}, "set": {"steps": 30, "text": "rate-{rate}"}},
+        {"set": {"width": "{rate}"}},
+    ]
+    settings = {arm.name: arm.settings for arm in arms(SPEC | {"rules": several}, "runs")}
+    assert (settings["vit-16-0"]["steps"], settings["vit-32-0"]["steps"], settings["unet-32-0"]["steps"]) == (20, 30, 10)
+    assert settings["vit-32-0"]["width"] == 32, "a number stays one"
+    assert settings["vit-32-0"]["text"] == "rate-32"
+    assert "text" not in settings["vit-16-0"]
+    with pytest.raises(SpecError, match="rules: quantiser is no axis"):
+        arms(SPEC | {"rules": [{"when": {"quantiser": "gq"}, "set": {}}]}, "runs")
+
+
+def test_a_layer_merges_appends_and_replaces() -> None:
+    merged = layered({"configs": ["a"], "axes": {"x": [1], "y": [2]}, "extra": [1]}, {"configs": ["b"], "axes": {"y": [3]}, "extra": []})
+    assert merged == {"configs": ["a", "b"], "axes": {"x": [1], "y": [3]}, "extra": []}
+
+
+def test_profiles_are_asked_for_where_there_are_some() -> None:
+    assert choose(SPEC, None) == SPEC
+    for profile, words in ((None, "give one of smoke, cpu, gpu, paper"), ("tiny", "give one of smoke")):
+        with pytest.raises(SpecError, match=words):
+            choose(FIG1, profile)
+    with pytest.raises(SpecError, match="leave it out"):
+        choose(SPEC, "cpu")
+    with pytest.raises(SpecError, match="--sweep: this profile has none"):
+        choose(FIG1, "smoke", sweep=True)
+
+
+def test_data_is_a_word_and_no_folder_gets_out() -> None:
+    assert [with_data(word, "/p") for word in ("DATA", "DATA/val", "DATABASE", "a/DATA")] == ["/p", "/p/val", "DATABASE", "a/DATA"]
+    assert without_data({"a": ["/p/val", "/pq", 3], "b": "/p"}, "/p") == {"a": ["DATA/val", "/pq", 3], "b": "DATA"}
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize("profile", FIG1["profiles"])
+def test_figure_1_is_fair(profile: str, sweep: bool) -> None:
+    """Arms of one backbone differ in nothing but what the axes say, the learning rate and the width of the latents."""
+    if sweep and "sweep" not in FIG1["profiles"][profile]:
+        return
+    found = arms(choose(FIG1, profile, sweep), RUNS)
+    assert len(found) == 30 + (10 if profile == "cpu" and not sweep else 0)
+    own = {"learning_rate", "codebook_size", "latent_channels", "group_size"}
+    for backbone in BACKBONES:
+        common = {}
+        for arm in found:
+            if arm.values["backbone"] == backbone:
+                for key, value in arm.settings.items():
+                    if key.rpartition(".")[2] not in own:
+                        assert common.setdefault(key, value) == value, f"{arm.name}: {key}"
+    seeds = [arm.values["seed"] for arm in found if (arm.values["backbone"], arm.values["bits_per_position"]) == ("vit", 16)]
+    assert sorted(set(seeds)) == ([0, 1, 2] if profile == "cpu" and not sweep else [0])
+
+
+class Parsed(CommandLine):
+    """The command line up to where it would build a model."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("profile", FIG1["profiles"])
+def test_every_arm_of_figure_1_is_a_valid_command(profile: str) -> None:
+    for arm in arms(choose(FIG1, profile), RUNS):
+        config = Parsed(arm.command[4:], run=False).config
+        assert config.seed_everything == arm.values["seed"]
+        assert config.model.quantizer.init_args.bits_per_position == arm.values["bits_per_position"]
+        assert config.trainer.max_steps == arm.settings["trainer.max_steps"]
+        assert config.name == arm.name
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "paper"])
+def test_the_models_of_figure_1_are_of_one_size(profile: str, backbone: str) -> None:
+    parameters, flops = [], []
+    for arm in arms(choose(FIG1, profile), RUNS):
+        method, rate = arm.values["quantizer"], arm.values["bits_per_position"]
+        # the narrowest, the widest and ours
+        if (
+            arm.values["backbone"] != backbone
+            or arm.values["seed"]
+            or (method, rate) not in {("fsq", 16), ("bsq", 64), ("gq", 16), ("vq", 64)}
+        ):
+            continue
+        with redirect_stdout(io.StringIO()) as output:
+            assert main(["summary", *arm.command[4:], "--format", "json"]) == 0, arm.name
+        summary = json.loads(output.getvalue())
+        assert summary["bits_per_pixel"] == rate / 64
+        parameters.append(summary["parameters"]["encoder"] + summary["parameters"]["decoder"])
+        flops.append(summary["encode_flops"] + summary["decode_flops"])
+    assert len(parameters) == 4
+    # the two 3 x 3 convolutions around 4 to 64 latent channels weigh more in a UNet of few parameters; the arithmetic does not
+    assert max(parameters) / min(parameters) < (1.06 if backbone == "unet" and profile != "paper" else 1.01)
+    assert max(flops) / min(flops) < 1.01
+
+
+def test_committed_results_are_those_of_the_specs() -> None:
+    methods = arms(choose(read(ROOT / "experiments/methods.yaml"), None), "runs/experiments/methods")
+    assert all(finished(arm, ROOT / "experiments/results/methods") for arm in methods)
+
+
+@pytest.mark.parametrize("profile", FIG1["profiles"])
+def test_committed_learning_rates_are_the_best_of_the_sweep(profile: str) -> None:
+    results = sorted((ROOT / f"experiments/results/fig1/{profile}/sweep").glob("*.json"))
+    if not results:
+        pytest.skip("no sweep has been committed")
+    search = choose(FIG1, profile, sweep=True)["best"]
+    rates = [(arm.values, arm.settings["model.learning_rate"]) for arm in arms(choose(FIG1, profile), RUNS)]
+    for when, value in best(search, [json.loads(path.read_text()) for path in results]):
+        assert {rate for values, rate in rates if when.items() <= values.items()} == {value}, when
+
+
+def test_the_best_value_of_each_group() -> None:
+    scores = {("vit", "gq", 0.1): 20.0, ("vit", "gq", 0.2): 21.0, ("unet", "gq", 0.1): 22.0, ("unet", "gq", 0.2): 19.0}
+    measured = [
+        {"arm": dict(zip(("backbone", "quantizer", "rate"), key, strict=True)), "metrics": {"psnr": v}} for key, v in scores.items()
+    ]
+    search = {"of": "rate", "by": ["backbone", "quantizer"], "metric": "psnr", "sets": "model.learning_rate"}
+    assert best(search, measured) == [({"backbone": "vit", "quantizer": "gq"}, 0.2), ({"backbone": "unet", "quantizer": "gq"}, 0.1)]
+    first, _ = rules(search, measured).strip().split("\n")
+    assert first == "- {when: {backbone: vit, quantizer: gq}, set: {model.learning_rate: 0.2}}  # 0.1: 20.00, 0.2: 21.00"
+
+
+def test_estimates_prefer_what_was_measured() -> None:
+    spec = SPEC | {"overrides": {"trainer.max_steps": 100}}
+    vit, unet = arms(spec, "runs")[0], arms(spec, "runs")[2]
+    cost = {"by": "backbone", "seconds_per_step": {"vit": 0.5, "unet": 1.0}, "seconds_besides": {"vit": 10, "unet": 20}}
+    measured = [{"arm": {"backbone": "vit"}, "seconds": s, "resumed": s > 100} for s in (30, 40, 900)]
+    assert seconds(vit, cost, [], lambda arm: 0.0) == 60
+    assert seconds(vit, cost, measured, lambda arm: 0.0) == 35
+    assert seconds(unet, cost, measured, lambda arm: 0.0) == 120
+    flops = {"by": "backbone", "sustained_flops": 1e12, "images_per_step": 16, "devices": 8}
+    assert seconds(vit, flops, [], lambda arm: 1e10) == pytest.approx(3 * 1e10 * 100 * 16 / 8e12)
+    assert seconds(vit, {}, [], lambda arm: 0.0) is None
+    assert [spoken(value) for value in (None, 42.3, 270.0, 7200.0, 1e6)] == ["?", "42 s", "4.5 min", "2.0 h", "12 d"]
+
+
+def test_dry_run_prints_what_can_be_pasted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    call = [str(ROOT / "experiments/fig1.yaml"), "--profile", "cpu", "--only", "vit-gq-16", "--dry-run", "--results", str(tmp_path)]
+    assert reproduce.main([*call, "--data", "/pictures of mine", "--jobs", "2"]) == 0
+    *lines, total = capsys.readouterr().out.strip().split("\n")
+    assert len(lines) == 3
+    for seed, line in enumerate(lines):
+        words = shlex.split(line, comments=True)
+        assert words[:4] == ["python", "-m", "gq_lightning", "fit"]
+        assert options(words)["--data.init_args.root"] == "/pictures of mine"
+        assert options(words)["--seed_everything"] == str(seed)
+        assert f"# vit-gq-16-{seed}: about 4." in line
+    assert total.startswith("# 3 of 3 arms to run: about ")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["fig1", "--profile", "cpu", "--only", "gp"], "--only gp: no arm"),
+        (["fig1", "--profile", "cpu"], "--data: this needs a folder of pictures"),
+        (["fig1", "--profile", "cpu", "--data", "/nowhere"], "--data /nowhere: no such folder"),
+        (["fig1", "--profile", "smoke", "--jobs", "0"], "--jobs 0"),
+    ],
+)
+def test_wrong_options_are_one_line(call: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = str(ROOT / "experiments/fig1.yaml") if call[0] == "fig1" else call[0]
+    assert reproduce.main([spec, *call[1:]]) == 2
+    assert words in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1

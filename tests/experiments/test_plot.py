@@ -1,0 +1,101 @@
+"""Figures and tables from results that are made up here, beside the published ones."""
+
+import copy
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from arms import ROOT, choose, read
+from plot import draw, figure, markdown, points, published_points
+
+PLOT = choose(read(ROOT / "experiments/fig1.yaml"), "cpu")["plot"]
+PUBLISHED = yaml.safe_load((ROOT / "experiments/published.yaml").read_text())
+
+
+def content(backbone: str, quantizer: str, rate: float, seed: int = 0, **metrics: float) -> dict[str, Any]:
+    values = {"psnr": 20 + 4 * rate + seed, "lpips": 0.2, "ssim": 0.7, "rfid": 100.0, "bits_per_pixel": rate} | metrics
+    return {"arm": {"backbone": backbone, "quantizer": quantizer, "seed": seed}, "metrics": values}
+
+
+MEASURED = [
+    *(content(backbone, quantizer, rate) for backbone in ("vit", "unet") for quantizer in ("gq", "fsq") for rate in (0.25, 0.5, 1.0)),
+    *(content("vit", "gq", 0.25, seed) for seed in (1, 2)),
+]
+
+
+def test_seeds_become_a_mean_with_a_span() -> None:
+    found = {(point.style, point.series, point.x): point for point in points(PLOT, MEASURED)}
+    assert len(found) == 12
+    assert found["vit", "gq", 0.25].values["psnr"] == (22, 21, 23)
+    assert found["vit", "gq", 0.25].seeds == 3
+    assert found["unet", "gq", 0.25].values["psnr"] == (21, 21, 21)
+
+
+def test_published_numbers_are_complete() -> None:
+    found = published_points(PLOT, PUBLISHED)
+    axes = choose(read(ROOT / "experiments/fig1.yaml"), "paper")["axes"]
+    wanted = {(b, q, rate / 64) for b in axes["backbone"] for q in axes["quantizer"] for rate in axes["bits_per_position"]}
+    assert {(point.style, point.series, point.x) for point in found} == wanted
+    assert all(set(point.values) == {"psnr", "lpips", "ssim", "rfid"} for point in found)
+    # arXiv 2512.06609, ViT, 0.5 bits per pixel
+    gq = next(point for point in found if (point.style, point.series, point.x) == ("vit", "gq", 0.5))
+    assert [gq.values[name][0] for name in PLOT["y"]] == [30.42, 0.037, 0.882, 0.592]
+
+
+def test_the_figure_has_what_the_spec_says() -> None:
+    ours, theirs = points(PLOT, MEASURED), published_points(PLOT, PUBLISHED)
+    drawn = figure(PLOT, ours, theirs)
+    assert [axes.get_title()[:-2] for axes in drawn.axes] == ["PSNR, dB", "LPIPS", "SSIM", "rFID"]
+    assert [axes.get_yscale() for axes in drawn.axes] == ["linear", "linear", "linear", "log"]
+    lines = {
+        (line.get_color(), line.get_marker(), line.get_linestyle()) for line in drawn.axes[0].get_lines() if line.get_linestyle() != "None"
+    }
+    assert len(lines) == 10, "two backbones of five methods, ours and the published ones alike"
+    assert len({colour for colour, _, _ in lines}) == len({(colour, marker) for colour, marker, _ in lines}) == 5
+    legend = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert legend == ["VQGAN", "FSQ", "LFQ", "BSQ", "GQ", "UNet", "ViT", "here", "published"]
+    alone = figure(PLOT, points(PLOT, MEASURED[:1]), theirs)
+    same = {line.get_color() for line in alone.axes[0].get_lines() if line.get_marker() == "o"}
+    assert same == {colour for colour, marker, _ in lines if marker == "o"}, "one method has one colour in all figures"
+
+
+def test_files_say_the_same_and_are_the_same_every_time(tmp_path: Path) -> None:
+    first = draw(PLOT, MEASURED, tmp_path, "call")
+    assert [path.name for path in first] == ["fig1.png", "fig1.svg", "fig1.csv", "fig1.md"]
+    with Image.open(first[0]) as picture:
+        assert picture.width > 2000
+    before = [path.read_bytes() for path in first]
+    assert [path.read_bytes() for path in draw(PLOT, copy.deepcopy(MEASURED), tmp_path, "call")] == before
+    assert len(list(tmp_path.iterdir())) == 4
+    rows = list(csv.DictReader(first[2].read_text().splitlines()))
+    assert len(rows) == 12 + 30
+    vit = next(
+        row for row in rows if (row["source"], row["backbone"], row["quantizer"], row["bits_per_pixel"]) == ("here", "vit", "gq", "0.25")
+    )
+    assert [vit[name] for name in ("seeds", "psnr", "psnr_min", "psnr_max", "rfid")] == ["3", "22", "21", "23", "100"]
+
+
+def test_a_metric_that_was_not_measured_is_left_out(tmp_path: Path) -> None:
+    without = json.loads(json.dumps(MEASURED))
+    for each in without:
+        del each["metrics"]["ssim"]
+    rows = list(csv.DictReader(draw(PLOT, without, tmp_path, "call")[2].read_text().splitlines()))
+    assert (rows[0]["ssim"], rows[0]["rfid"], rows[0]["rfid_max"]) == ("", "100", "100")
+
+
+def test_the_table_has_ours_and_theirs() -> None:
+    text = markdown(PLOT, points(PLOT, MEASURED), published_points(PLOT, PUBLISHED))
+    head, _, *rows = text.strip().split("\n")
+    assert head == "| at 0.25 / 0.5 / 1 bits per pixel | PSNR, dB ↑ | LPIPS ↓ | SSIM ↑ | rFID ↓ |"
+    assert [row.split(" | ")[0] for row in rows] == ["| ViT GQ", "| ViT FSQ", "| UNet GQ", "| UNet FSQ"]
+    assert "22 / 22 / 24<br>*27.9 / 30.4 / 31.7*" in rows[0]
+
+
+@pytest.mark.parametrize("missing", ["published", "better", "labels", "log"])
+def test_what_a_plot_may_leave_out(missing: str, tmp_path: Path) -> None:
+    assert all(path.stat().st_size for path in draw({key: PLOT[key] for key in PLOT if key != missing}, MEASURED, tmp_path, "call"))
