@@ -50,7 +50,7 @@ class Reconstruction:
 
 
 def is_written(trainer: Trainer) -> bool:
-    """Whether the step just made is one that the loggers write: Lightning's `log` of a dozen values takes as long as a small model's optimizer."""
+    """Whether the step just made is one that the loggers write: `log` of a dozen values takes as long as a small model's optimizer."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and trainer.global_step % every == 0
 

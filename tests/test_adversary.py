@@ -95,7 +95,9 @@ def fit(
     """A training on twelve images, with a checkpoint at every step."""
     keep = ModelCheckpoint(folder, save_last=True, every_n_train_steps=1)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=steps, callbacks=[keep, *callbacks], **quiet, **settings)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_steps=steps, callbacks=[keep, *callbacks], log_every_n_steps=1, **quiet, **settings
+    )
     loader = DataLoader(images(12), batch_size=batch_size)  # type: ignore[arg-type]
     trainer.fit(tokenizer, loader, loader, ckpt_path=resume, weights_only=True)
     return trainer

@@ -2,17 +2,18 @@
 
     python experiments/benchmarks/step.py [--out FILE] [--scale demo] [--backbone unet] [--steps N]
 
-The trainer of the command line runs the steps of the shipped configs, each combination in a process of its own; --scale and --backbone may
-be given several times, and default to all. At the paper's size the discriminator works from the first step, as it does for all but 2 % of the
-published run, and a step has one image on a CPU (16, as published, on a GPU).
+The trainer of the command line runs the steps of the shipped configs, each combination in a process of its own; --scale and --backbone
+may be given several times, and default to all. At the paper's size the discriminator works from the first step, as it does for all but
+2 % of the published run, and a step has one image on a CPU (16, as published, on a GPU).
 
-Time within a part counts for the innermost part alone, so that the parts add up to the step; `trainer` is what remains. Every second step is
-written to the logger, and a step's cost is that of the other ones and its share of a written one, as often as the config has it written.
-Medians. On a GPU each part is waited for, which keeps parts from overlapping as they otherwise would. `peak` is the largest resident memory (on a
-GPU, the allocated) while in that part. Writes the JSON file and, beside it, a PNG.
+Time within a part counts for the innermost part alone, so that the parts add up to the step; `trainer` is what remains. Every second
+step is written to the logger, and a step's cost is that of the other ones and its share of a written one, as often as the config has it
+written. Medians. On a GPU each part is waited for, which keeps parts from overlapping as they otherwise would. `peak` is the largest
+resident memory (on a GPU, the allocated) while in that part. Writes the JSON file and, beside it, a PNG.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -59,8 +60,8 @@ PARTS = {
     "trainer": "#DDDDDD",
 }
 BOOKKEEPING = ("TDC update", "logging")
-# steps that are not counted (allocators, caches, the optimizer's state), steps that are, and more at whose memory we look: that takes tenths of
-# a millisecond each time, which is much beside a part of the demo and nothing beside a part of the paper's step
+# steps that are not counted (allocators, caches, the optimizer's state), steps that are, and more at whose memory we look: that takes
+# tenths of a millisecond each time, which is much beside a part of the demo and nothing beside a part of the paper's step
 WARM_UP, STEPS, LOOKED_AT = {"demo": 6, "paper": 1}, {"demo": 60, "paper": 2}, {"demo": 2, "paper": 0}
 CONFIGS = {
     ("demo", "vit"): ["configs/demo.yaml"],
@@ -166,17 +167,16 @@ def measure(scale: str, backbone: str, steps: int) -> dict[str, Any]:
         if scale == "paper":
             batch = 16 if CUDA else 1
             write_photographs(Path(folder, "pictures"), (total + 2) * batch)
-            arguments += ["--data.init_args.root", f"{folder}/pictures", "--data.init_args.batch_size", str(batch), "--model.adversary.start", "0"]
+            arguments += ["--data.init_args.root", f"{folder}/pictures", "--data.init_args.batch_size", str(batch)]
+            arguments += ["--model.adversary.start", "0"]
         elif backbone == "unet":  # as configs/backbone/unet_small.yaml says
             arguments += ["--data.init_args.batch_size", "8", "--model.learning_rate", "1e-3"]
         arguments += ["--trainer.num_sanity_val_steps", "0", "--trainer.limit_val_batches", "0"]
         cli = CommandLine(arguments, run=False)
         parts = instrument(cli, Parts(total, LOOKED_AT[scale] or steps))
         written_every, cli.trainer.log_every_n_steps = cli.trainer.log_every_n_steps, 2  # type: ignore[attr-defined]
-        try:
+        with contextlib.suppress(Done):
             cli.trainer.fit(cli.model, cli.datamodule)
-        except Done:
-            pass
         model = cli.model
         return {
             "scale": scale,
@@ -245,7 +245,8 @@ def apart(scale: str, backbone: str, steps: int) -> dict[str, Any]:
     """The same in a process of its own, so that its peak of memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
-        command = [sys.executable, __file__, "--alone", "--scale", scale, "--backbone", backbone, "--steps", str(steps), "--out", str(result)]
+        command = [sys.executable, __file__, "--alone", "--out", str(result)]
+        command += ["--scale", scale, "--backbone", backbone, "--steps", str(steps)]
         # the progress bar is drawn as on a terminal
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "FORCE_COLOR": "1"})
         if done.returncode:
@@ -290,7 +291,9 @@ def table(runs: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times a training step by part.")
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/benchmarks/step.json"), help="the JSON file; a PNG goes beside it")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "experiments/results/benchmarks/step.json", help="the JSON file; a PNG goes beside it"
+    )
     parser.add_argument("--scale", choices=("demo", "paper"), action="append", help="may be repeated; default: both")
     parser.add_argument("--backbone", choices=("vit", "unet"), action="append", help="may be repeated; default: both")
     parser.add_argument("--steps", type=int, help=f"steps that count; default {STEPS}")
