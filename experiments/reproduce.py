@@ -168,8 +168,9 @@ def experiment(options: argparse.Namespace) -> int:
         raise SpecError(f"--data {options.data}: no such folder" if data else f"--data: this needs a folder of pictures, its {DATA}")
     results.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    # so that a kill is a Ctrl-C, save in threads, where signals are nobody's
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # so that a kill is a Ctrl-C, and a Ctrl-C works in the background too, where shells have it ignored
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     try:
         run(progress, Runner(results, data), console)
     except KeyboardInterrupt:

@@ -64,7 +64,9 @@ def test_it_trains_and_its_tokens_survive(method: str, backbone: str, tmp_path: 
     losses = Losses()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     tdc = [TDC()] if method in ("gq", "tokenbridge_tdc") else []
-    trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=STEPS, callbacks=[*tdc, losses], limit_val_batches=0, **quiet)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_steps=STEPS, log_every_n_steps=1, callbacks=[*tdc, losses], limit_val_batches=0, **quiet
+    )
     loader = DataLoader(images(), batch_size=8)  # type: ignore[arg-type]
     trainer.fit(tokenizer, loader, loader)
     assert len(losses.values) == STEPS

@@ -11,7 +11,7 @@ from gq_lightning.quantizers.tdc import TargetDivergence
 
 
 def trainer(step: int) -> SimpleNamespace:
-    return SimpleNamespace(global_step=step)
+    return SimpleNamespace(global_step=step, log_every_n_steps=1)
 
 
 def start(monkeypatch: pytest.MonkeyPatch, ranks: list[torch.Tensor] | None = None):  # type: ignore[no-untyped-def]

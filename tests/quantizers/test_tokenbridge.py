@@ -123,7 +123,7 @@ def test_the_hook_attaches_it_to_a_model_of_gaussian_quant(backbone: str, tmp_pa
 def test_the_callback_moves_its_multipliers() -> None:
     tokenizer = small_tokenizer("vit")
     tokenizer.attach(TokenBridge(8, latent_channels=4))
-    callback, trainer = TDC(), SimpleNamespace(global_step=0)
+    callback, trainer = TDC(), SimpleNamespace(global_step=0, log_every_n_steps=1)
     tokenizer.log_dict, tokenizer.all_gather = Mock(), Mock(side_effect=lambda local: local)  # type: ignore[method-assign]
     callback.on_train_start(trainer, tokenizer)  # type: ignore[arg-type]
     x = torch.zeros(1, 8)
