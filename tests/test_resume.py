@@ -206,14 +206,15 @@ def test_resumed_at_a_checkpoint(name: str, some: bool, tmp_path: Path, pictures
             assert_same(values, {key: logged.values[step][key] for key in values}, f"{path.name}, logged at {step}")
 
 
-@pytest.mark.parametrize(("name", "workers"), [("validation by step", 2), ("length in epochs", 0)])
-def test_interrupted_again_and_again(name: str, workers: int, tmp_path: Path, pictures: Path) -> None:
+# without workers, which torch may find dead while the exception unwinds; the runs killed below have some
+@pytest.mark.parametrize("name", ["validation by step", "length in epochs"])
+def test_interrupted_again_and_again(name: str, tmp_path: Path, pictures: Path) -> None:
     settings = SETTINGS[name]
     _, weights = fit(tmp_path, pictures, notes=(logged := Notes()), **settings)
     final = read(tmp_path / "last.ckpt")
     notes, resume = Notes(), None
     for kill in (3, 4, 5, 7, 10, -1):
-        _, resumed = fit(tmp_path, pictures, notes=notes, kill=kill, resume=resume, workers=workers, **settings)
+        _, resumed = fit(tmp_path, pictures, notes=notes, kill=kill, resume=resume, **settings)
         resume = tmp_path / "last.ckpt"
     assert_same(resumed, weights)
     assert_same(read(tmp_path / "last.ckpt"), final)
