@@ -13,11 +13,13 @@ A spec has
     cost:       what an arm takes before any was measured, see estimates.py
     table, plot: what to show, see reproduce.py and plot.py
     profiles:   {name: layer}; a layer is a spec whose mappings are merged with, whose configs and rules are appended to, and whose
-                other entries replace those of the spec. A profile may have a `sweep`, one layer more.
+                other entries replace those of the spec. A profile may be `like` another, a layer over that one's, and may have a
+                `sweep`, one layer more.
 
 The word DATA, at the start of a value, stands for the folder of the pictures, in commands that are written down as well.
 """
 
+import functools
 import itertools
 import json
 import shlex
@@ -91,7 +93,11 @@ def choose(spec: Spec, profile: str | None, sweep: bool = False) -> Spec:
             f"--profile: give one of {', '.join(profiles)}" if profiles else "--profile: this experiment has none; leave it out"
         )
     plain = {key: value for key, value in spec.items() if key != "profiles"}
-    chosen = plain if profile is None else layered(plain, profiles[profile])
+    layers: list[Spec] = []
+    while profile is not None:
+        layers.append({key: value for key, value in profiles[profile].items() if key != "like"})
+        profile = profiles[profile].get("like")
+    chosen = functools.reduce(layered, reversed(layers), plain)
     layer = chosen.pop("sweep", None)
     if not sweep:
         return chosen

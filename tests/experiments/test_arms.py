@@ -67,9 +67,19 @@ def test_a_layer_merges_appends_and_replaces() -> None:
     assert merged == {"configs": ["a", "b"], "axes": {"x": [1], "y": [3]}, "extra": []}
 
 
+def test_a_profile_like_another() -> None:
+    """Its layer lies over the other's: what it does not say is the same, and its rules come last."""
+    usual, long = ({arm.name: arm for arm in arms(choose(FIG1, profile), RUNS)} for profile in ("cpu", "cpu-long"))
+    assert long.keys() < usual.keys()
+    for name, arm in long.items():
+        changed = {key for key, value in arm.settings.items() if usual[name].settings[key] != value}
+        assert changed == {"trainer.max_steps", "model.warmup_steps"}
+        assert arm.settings.keys() == usual[name].settings.keys()
+
+
 def test_profiles_are_asked_for_where_there_are_some() -> None:
     assert choose(SPEC, None) == SPEC
-    for profile, words in ((None, "give one of smoke, cpu, gpu, paper"), ("tiny", "give one of smoke")):
+    for profile, words in ((None, "give one of smoke, cpu, cpu-long, gpu, paper"), ("tiny", "give one of smoke")):
         with pytest.raises(SpecError, match=words):
             choose(FIG1, profile)
     with pytest.raises(SpecError, match="leave it out"):
@@ -84,7 +94,7 @@ def test_data_is_a_word_and_no_folder_gets_out() -> None:
 
 
 @pytest.mark.parametrize("sweep", [False, True])
-@pytest.mark.parametrize("profile", FIG1["profiles"])
+@pytest.mark.parametrize("profile", sorted(FIG1["profiles"].keys() - {"cpu-long"}))
 def test_figure_1_is_fair(profile: str, sweep: bool) -> None:
     """Arms of one backbone differ in nothing but what the axes say, the learning rate and the width of the latents."""
     if sweep and "sweep" not in FIG1["profiles"][profile]:

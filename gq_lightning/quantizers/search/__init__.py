@@ -49,10 +49,12 @@ def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weigh
     _check(mean, variance, codebook, prior_weight)
     if len(mean) == 0:
         return torch.empty(0, dtype=torch.int64, device=mean.device)
+    if codebook.shape[1] == 1 and (tokens := bisection.compiled_search(mean, variance, codebook, prior_weight)) is not None:
+        _all_valid(tokens >= 0)
+        return tokens
     mean, precision = mean.double().contiguous(), variance.double().reciprocal().contiguous()
     # not finite, zero and negative all end here; one synchronisation of a GPU
-    if not bool((torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0)).all().item()):
-        raise UserError("means and variances must be finite and variances positive: the encoder's features are not")
+    _all_valid(torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0))
     if codebook.shape[1] == 1:
         return bisection.search(mean, precision, codebook, prior_weight)
     if mean.device.type == "cuda" and torch.version.cuda is not None and find_spec("triton") is not None:
@@ -63,6 +65,11 @@ def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weigh
     if table.usable(mean.device, compile=mean.numel() * len(codebook) >= WORTH_COMPILING):
         return table.search(mean, precision, codebook, prior_weight)
     return blocked.search(mean, precision, codebook, prior_weight)
+
+
+def _all_valid(valid: Tensor) -> None:
+    if not bool(valid.all().item()):
+        raise UserError("means and variances must be finite and variances positive: the encoder's features are not")
 
 
 def _check(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float) -> None:

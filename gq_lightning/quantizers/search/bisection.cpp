@@ -1,4 +1,5 @@
-// The sorted search of one dimension, posterior by posterior. A grid of equal cells over the codebook's range says where to begin.
+// The sorted search of one dimension. A grid of equal cells over the codebook's range says where to begin; posteriors are taken in
+// blocks, so that their arithmetic fills vectors and their ways through memory overlap.
 
 #include <algorithm>
 #include <cmath>
@@ -8,38 +9,93 @@
 
 namespace {
 
-int64_t cell(double value, double low, double per_unit, int64_t cells) {
-    const double place = (value - low) * per_unit;
-    return place > 0 ? int64_t(std::min(place, double(cells - 1))) : 0;  // not a number: 0
-}
+constexpr int64_t BLOCK = 64;
+constexpr int64_t AHEAD = 8;  // values of a cell that are compared at once; the caller pads as many infinities
 
 struct Sorted {
-    const double* values;    // ascending, distinct
+    const double* values;    // ascending, distinct; the lowest twice more before them, infinities behind
     const int64_t* indices;  // lowest of each
-    const int64_t* starts;   // (cells + 1,) first value of each cell
+    const int32_t* starts;   // (cells + 1,) first value of each cell
     int64_t size, cells;
     double low, per_unit;
 };
 
-void search(const Sorted& book, const double* mean, const double* precision, double prior_weight, int64_t begin, int64_t end, int64_t* tokens) {
-    for (int64_t n = begin; n < end; n++) {
-        const double vertex = mean[n] * precision[n] / (precision[n] - prior_weight);
-        const int64_t c = cell(vertex, book.low, book.per_unit, book.cells);
-        const double* place = std::lower_bound(book.values + book.starts[c], book.values + book.starts[c + 1], vertex);
-        const int64_t p = place - book.values;
-        double best = -INFINITY;
-        int64_t token = INT64_MAX;
-        const auto consider = [&](int64_t candidate) {
-            candidate = std::max<int64_t>(0, std::min(candidate, book.size - 1));
-            const double value = book.values[candidate], away = value - mean[n];
-            const double score = prior_weight * (value * value) - away * away * precision[n];
-            const int64_t index = book.indices[candidate];
-            if (score > best || (score == best && index < token)) best = score, token = index;
-        };
-        for (int64_t candidate = p - 2; candidate <= p + 1; candidate++) consider(candidate);
-        if (!(precision[n] > prior_weight)) consider(0), consider(book.size - 1);
-        tokens[n] = token;
+int32_t cell(double value, double low, double per_unit, double last) {
+    double place = (value - low) * per_unit;
+    place = place > 0 ? place : 0;  // not a number: 0
+    return int32_t(place < last ? place : last);
+}
+
+double score(double value, double mean, double precision, double prior_weight) {
+    const double away = value - mean;
+    return prior_weight * (value * value) - away * away * precision;
+}
+
+// Neighbours of place, and the ends, ties to the lowest index
+int64_t with_care(const Sorted& book, int64_t place, double mean, double precision, double prior_weight) {
+    double best = -INFINITY;
+    int64_t token = INT64_MAX;
+    for (int64_t candidate : {place - 2, place - 1, place, place + 1, int64_t(0), book.size - 1}) {
+        candidate = std::max<int64_t>(0, std::min(candidate, book.size - 1));
+        const double found = score(book.values[candidate], mean, precision, prior_weight);
+        const int64_t index = book.indices[candidate];
+        if (found > best || (found == best && index < token)) best = found, token = index;
     }
+    return token;
+}
+
+template <typename T>
+void search(const Sorted& book, const T* mean, const T* variance, double prior_weight, int64_t begin, int64_t end, int64_t* tokens) {
+    double precision[BLOCK], vertex[BLOCK];
+    int32_t cells[BLOCK], starts[BLOCK];
+    const double last = double(book.cells - 1);
+    for (int64_t first = begin; first < end; first += BLOCK) {
+        const int64_t count = std::min(BLOCK, end - first);
+        for (int64_t i = 0; i < count; i++) {
+            precision[i] = 1.0 / double(variance[first + i]);
+            vertex[i] = double(mean[first + i]) * precision[i] / (precision[i] - prior_weight);
+            cells[i] = cell(vertex[i], book.low, book.per_unit, last);
+        }
+        for (int64_t i = 0; i < count; i++) __builtin_prefetch(book.starts + cells[i]);
+        for (int64_t i = 0; i < count; i++) {
+            starts[i] = book.starts[cells[i]];
+            __builtin_prefetch(book.values + starts[i]);
+        }
+        for (int64_t i = 0; i < count; i++) {
+            const double* from = book.values + starts[i];
+            int64_t place = starts[i];
+            if (book.starts[cells[i] + 1] - starts[i] <= AHEAD)
+                for (int64_t j = 0; j < AHEAD; j++) place += from[j] < vertex[i];
+            else
+                place = std::lower_bound(from, book.values + book.starts[cells[i] + 1], vertex[i]) - book.values;
+            const double mu = double(mean[first + i]);
+            double best = score(book.values[place - 2], mu, precision[i], prior_weight);
+            int64_t winner = place - 2;
+            bool tie = false;
+            for (int64_t candidate = place - 1; candidate <= place + 1; candidate++) {
+                const double found = score(book.values[candidate], mu, precision[i], prior_weight);
+                tie |= found == best;
+                winner = found > best ? candidate : winner;
+                best = found > best ? found : best;
+            }
+            if (!(std::isfinite(mu) && precision[i] > 0 && std::isfinite(precision[i])))
+                tokens[first + i] = -1;
+            else if (tie || winner < 0 || !(precision[i] > prior_weight))
+                tokens[first + i] = with_care(book, place, mu, precision[i], prior_weight);
+            else
+                tokens[first + i] = book.indices[winner];
+        }
+    }
+}
+
+template <typename T>
+void in_threads(const Sorted& book, const T* mean, const T* variance, double prior_weight, int64_t count, int64_t* tokens, int64_t threads) {
+    threads = std::max<int64_t>(1, std::min(threads, count / 8192));
+    std::vector<std::thread> others;
+    for (int64_t t = 1; t < threads; t++)
+        others.emplace_back(search<T>, book, mean, variance, prior_weight, count * t / threads, count * (t + 1) / threads, tokens);
+    search<T>(book, mean, variance, prior_weight, 0, count / threads, tokens);
+    for (auto& other : others) other.join();
 }
 
 }  // namespace
@@ -47,22 +103,20 @@ void search(const Sorted& book, const double* mean, const double* precision, dou
 extern "C" {
 
 // values (size,) ascending -> starts (cells + 1,)
-void gq_cells(const double* values, int64_t size, int64_t cells, double low, double per_unit, int64_t* starts) {
+void gq_cells(const double* values, int64_t size, int64_t cells, double low, double per_unit, int32_t* starts) {
     int64_t next = 0;
     for (int64_t i = 0; i < size; i++)
-        for (const int64_t c = cell(values[i], low, per_unit, cells); next <= c; next++) starts[next] = i;
-    for (; next <= cells; next++) starts[next] = size;
+        for (const int64_t c = cell(values[i], low, per_unit, double(cells - 1)); next <= c; next++) starts[next] = int32_t(i);
+    for (; next <= cells; next++) starts[next] = int32_t(size);
 }
 
-// mean, precision (count,) -> tokens (count,)
-void gq_bisect(const double* values, const int64_t* indices, const int64_t* starts, int64_t size, int64_t cells, double low, double per_unit,
-               const double* mean, const double* precision, double prior_weight, int64_t count, int64_t* tokens, int64_t threads) {
-    const Sorted book{values, indices, starts, size, cells, low, per_unit};
-    threads = std::max<int64_t>(1, std::min(threads, count / 2048));
-    std::vector<std::thread> others;
-    for (int64_t t = 1; t < threads; t++)
-        others.emplace_back(search, book, mean, precision, prior_weight, count * t / threads, count * (t + 1) / threads, tokens);
-    search(book, mean, precision, prior_weight, 0, count / threads, tokens);
-    for (auto& other : others) other.join();
+// padded (2 + size + AHEAD,), mean and variance (count,), of single precision or double -> tokens (count,), -1 where a posterior is none
+void gq_bisect(const double* padded, const int64_t* indices, const int32_t* starts, int64_t size, int64_t cells, double low, double per_unit,
+               const void* mean, const void* variance, int64_t single, double prior_weight, int64_t count, int64_t* tokens, int64_t threads) {
+    const Sorted book{padded + 2, indices, starts, size, cells, low, per_unit};
+    if (single)
+        in_threads(book, static_cast<const float*>(mean), static_cast<const float*>(variance), prior_weight, count, tokens, threads);
+    else
+        in_threads(book, static_cast<const double*>(mean), static_cast<const double*>(variance), prior_weight, count, tokens, threads);
 }
 }

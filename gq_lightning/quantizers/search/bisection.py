@@ -15,20 +15,29 @@ from gq_lightning.quantizers.search.prepared import prepared
 MANY = 2**16
 
 
-def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
-    """mean, precision: (N, 1) float64; codebook (K, 1). Returns (N,) int64."""
+def compiled_search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float) -> Tensor | None:
+    """mean, variance: (N, 1) of any floating-point type, unchecked; codebook (K, 1).
+
+    Returns:
+        (N,) int64, -1 where mean or variance are not finite or the variance is not positive; None where C++ cannot be.
+    """
     functions = library("bisection", compile=len(mean) >= MANY) if mean.device.type == "cpu" else None
     if functions is None:
-        return in_torch(mean[:, 0], precision[:, 0], *prepared(codebook, _sort), prior_weight)
+        return None
+    wide = torch.promote_types(torch.promote_types(mean.dtype, variance.dtype), torch.float32)
+    mean, variance = mean.to(wide).contiguous(), variance.to(wide).contiguous()
     values, indices, starts, low, per_unit = prepared(codebook, _cells)
     tokens = torch.empty(len(mean), dtype=torch.int64)
-    book = (values, indices, starts, len(values), len(starts) - 1, low, per_unit)
-    call(functions.gq_bisect, *book, mean, precision, float(prior_weight), len(mean), tokens, torch.get_num_threads())
+    book = (values, indices, starts, len(indices), len(starts) - 1, low, per_unit)
+    posteriors = (mean, variance, int(wide == torch.float32))
+    call(functions.gq_bisect, *book, *posteriors, float(prior_weight), len(mean), tokens, torch.get_num_threads())
     return tokens
 
 
-def in_torch(mean: Tensor, precision: Tensor, values: Tensor, indices: Tensor, prior_weight: float) -> Tensor:
-    """The same in plain torch. mean, precision: (N,) float64; values, indices: as `_sort` has them. Returns (N,) int64."""
+def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
+    """The same in plain torch. mean, precision: (N, 1) float64; codebook (K, 1). Returns (N,) int64."""
+    mean, precision = mean[:, 0], precision[:, 0]
+    values, indices = prepared(codebook, _sort)
     vertex = mean * precision / (precision - prior_weight)
     # where the parabola is a line 0 / 0 may come; the ends are scored anyway
     place = torch.searchsorted(values, vertex.nan_to_num_())
@@ -53,12 +62,14 @@ def _sort(codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cells(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, float, float]:
-    """`_sort`, and a grid of as many equal cells as there are values: the first value of each, the grid's low end, cells per unit."""
+    """For the C++: `_sort` with padded values, the first value of each cell of a grid, the grid's low end, cells per unit."""
     values, indices = _sort(codebook)
-    low, width = float(values[0]), float(values[-1] - values[0])
-    per_unit = len(values) / width if width > 0 else 0.0
-    starts = torch.empty(len(values) + 1, dtype=torch.int64)
+    # twice as many cells as values leave two values to the fullest cells of a Gaussian codebook
+    low, width, cells = float(values[0]), float(values[-1] - values[0]), 2 * len(values)
+    per_unit = cells / width if width > 0 else 0.0
+    starts = torch.empty(cells + 1, dtype=torch.int32)
     functions = library("bisection")
     assert functions is not None
-    call(functions.gq_cells, values, len(values), len(values), low, per_unit, starts)
-    return values, indices, starts, low, per_unit
+    call(functions.gq_cells, values, len(values), cells, low, per_unit, starts)
+    padded = torch.cat([values[:1], values[:1], values, values.new_full((8,), torch.inf)])
+    return padded, indices, starts, low, per_unit

@@ -39,12 +39,9 @@ def posteriors(tokens: int, m: int, generator: torch.Generator, hard: bool) -> t
 Search = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-def in_torch(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
-    return bisection.in_torch(mean[:, 0], precision[:, 0], *bisection._sort(codebook), prior_weight)
-
-
 def ways(m: int) -> dict[str, Search]:
-    return {"bisection": bisection.search, "in torch": in_torch} if m == 1 else {"blocked": blocked.search, "table": table.search}
+    """Beside the one that `best_codewords` takes: for m = 1 the compiled one."""
+    return {"bisection": bisection.search} if m == 1 else {"blocked": blocked.search, "table": table.search}
 
 
 def disagreements(count: int, size: int, m: int, prior_weight: float, hard: bool, dtype: torch.dtype, seed: int) -> dict[str, int]:
