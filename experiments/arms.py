@@ -10,8 +10,8 @@ A spec has
     arguments:  {axis: "--what {} adds to the command"}; an axis may have none and serve rules alone
     overrides:  {key: value} for all arms
     rules:      [{when: {axis: value or [values]}, set: {key: value}}], in order, over the overrides; "{axis}" in a value is the arm's
-    command:    "python …", where an arm is not a `fit` of all that; "{axis}" and "{folder}", that of its run, are filled in. It leaves
-                a metrics.json there
+    command:    "python …", where an arm is not a `fit` of all that; "{axis}" is filled in, and "{folder}", that of its run, where it
+                is to leave a metrics.json, and "{profiles}", the folder above, with the runs of all profiles
     then:       ["python …"], commands that follow the first, likewise; a details.json that they leave gets into the arm's JSON
     cost:       what an arm takes before any was measured, see estimates.py
     table, plot: what to show, see reproduce.py and plot.py
@@ -156,7 +156,7 @@ def _arm(spec: Spec, values: dict[str, Any], runs: str) -> Arm:
             settings |= {key: _filled(value, values) for key, value in rule["set"].items()}
     folder = f"{runs}/{name}"
     texts = [*([spec["command"]] if "command" in spec else []), *spec.get("then", [])]
-    commands = [[word.format(**values, folder=folder) for word in shlex.split(text)] for text in texts]
+    commands = [[word.format(**values, folder=folder, profiles=Path(runs).parent) for word in shlex.split(text)] for text in texts]
     if "command" in spec:
         return Arm(name, values, settings, commands[0], folder, tuple(commands[1:]))
     command = ["python", "-m", "gq_lightning", "fit"]
