@@ -58,7 +58,7 @@ def test_the_prior_weight_for_real(tmp_path: Path) -> None:
         },
         {"name": "bits", "title": "Bits", "rows": [{"label": "paper", "train": {}}], "columns": ["psnr"], "figure": {"kind": "histogram"}},
     ]
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"sections": sections, "profiles": profiles}))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"sections": sections, "profiles": profiles}, sort_keys=False))
     folders = ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
     for profile in ("train", "convert"):
         call = [str(tmp_path / "tiny.yaml"), "--profile", profile, "--data", str(tmp_path / "pictures"), *folders]
