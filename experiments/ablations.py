@@ -7,7 +7,7 @@ The spec's `sections` say what is shown:
     name, title:  of the section; the name is that of its figure
     rows:         [{label: text, PROFILE: {axis: [values]}}]; the arms of a profile that `extra` would name so. "{axis}" in the label is the
                   arm's; arms with one label become one row, of their mean, smallest and largest value
-    columns:      metrics; `lost` is the PSNR that quantising costs, `below` and `above` are how far the bits stray from the target
+    columns:      metrics; `lost` is the PSNR that quantising costs
     figure:       {kind: histogram} of bits per token, a line per row
                   {kind: trajectories} of multipliers and bits, a column per row
                   {kind: points, x: axis, y: [metrics], log: 2} over an axis, a line per label, or per `line` of the rows where they have
@@ -72,10 +72,10 @@ def table(section: dict[str, Any], rows: Rows) -> str:
 
 
 def number(name: str, value: float) -> str:
-    """Decibels to the hundredth, or thousandth where small; the rest to four digits."""
+    """Decibels to the thousandth, as codebooks differ by no more; the rest to four digits."""
     if math.isnan(value):
         return ""
-    return f"{value:.{3 if name == 'lost' else 2}f}" if name == "lost" or name.endswith("psnr") else f"{value:.4g}"
+    return f"{value:.3f}" if name == "lost" or name.endswith("psnr") else f"{value:.4g}"
 
 
 def histogram(section: dict[str, Any], rows: Rows) -> Figure:
@@ -86,7 +86,7 @@ def histogram(section: dict[str, Any], rows: Rows) -> Figure:
         middles = [(bins["first"] + j + 0.5) * bins["width"] for j in range(len(bins["counts"]))]
         shares = [count / sum(bins["counts"]) / bins["width"] for count in bins["counts"]]
         style = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[i % len(LINES)], "markersize": 4, "linewidth": 1.2}
-        axes.plot(middles, shares, label=f"{label}: {metric(content, 'lost'):.2f} dB lost", markevery=4, **style)
+        axes.plot(middles, shares, label=f"{label}: {number('lost', metric(content, 'lost'))} dB lost", markevery=4, **style)
     axes.set_yscale("log")
     _name(axes, "bits per token", "density per bit")
     axes.legend(frameon=False, fontsize=8)

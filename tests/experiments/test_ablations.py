@@ -13,7 +13,7 @@ import ablations
 import reproduce
 from arms import ROOT, arms, choose, layered, read
 from details import SERIES
-from running import write_json
+from running import finished, write_json
 
 SPEC = read(ROOT / "experiments/ablations.yaml")
 TRAINED = "gq-16-256-0.5-1.01-paper-0.1"
@@ -93,6 +93,13 @@ def made_up(results: Path) -> None:
             write_json(results / profile / f"{arm.name}.json", content)
 
 
+@pytest.mark.parametrize("profile", SPEC["profiles"])
+def test_committed_results_are_those_of_the_spec(profile: str) -> None:
+    results = ROOT / "experiments/results/ablations" / profile
+    found = [arm.name for arm in arms(choose(SPEC, profile), f"runs/experiments/ablations/{profile}") if finished(arm, results)]
+    assert sorted(found) == sorted(path.stem for path in results.glob("*.json"))
+
+
 def test_every_section_finds_its_arms_and_is_drawn(tmp_path: Path) -> None:
     made_up(tmp_path)
     for section in SPEC["sections"]:
@@ -107,7 +114,7 @@ def test_every_section_finds_its_arms_and_is_drawn(tmp_path: Path) -> None:
     assert {label: len(several) for label, several in rows.items()} == {"iid": 10, "sobol": 10}
     line = ablations.table(seeds, rows).splitlines()[2]
     values = [content["metrics"]["psnr"] for content in rows["iid"]]
-    assert line.startswith(f"| iid | {sum(values) / 10:.2f} ({min(values):.2f} to {max(values):.2f}) |")
+    assert line.startswith(f"| iid | {sum(values) / 10:.3f} ({min(values):.3f} to {max(values):.3f}) |")
 
 
 def test_colours_and_markers_suffice(tmp_path: Path) -> None:
