@@ -10,6 +10,9 @@ A spec has
     arguments:  {axis: "--what {} adds to the command"}; an axis may have none and serve rules alone
     overrides:  {key: value} for all arms
     rules:      [{when: {axis: value or [values]}, set: {key: value}}], in order, over the overrides; "{axis}" in a value is the arm's
+    command:    "python …", where an arm is not a `fit` of all that; "{axis}" is filled in, and "{folder}", that of its run, where it
+                is to leave a metrics.json, and "{profiles}", the folder above, with the runs of all profiles
+    then:       ["python …"], commands that follow the first, likewise; a details.json that they leave gets into the arm's JSON
     cost:       what an arm takes before any was measured, see estimates.py
     table, plot: what to show, see reproduce.py and plot.py
     profiles:   {name: layer}; a layer is a spec whose mappings are merged with, whose configs and rules are appended to, and whose
@@ -48,6 +51,7 @@ class Arm:
         settings: overrides and rules that apply, by key.
         command: from the project's folder, with DATA for the folder of the pictures.
         folder: of its run, relative to the project's folder.
+        then: commands that follow, one after the other.
     """
 
     name: str
@@ -55,10 +59,15 @@ class Arm:
     settings: dict[str, Any]
     command: list[str]
     folder: str
+    then: tuple[list[str], ...] = ()
 
     @property
     def line(self) -> str:
-        return shlex.join(self.command)
+        return self.with_data(DATA)
+
+    def with_data(self, folder: str) -> str:
+        """All commands as one line for a shell."""
+        return " && ".join(shlex.join(with_data(word, folder) for word in command) for command in (self.command, *self.then))
 
 
 def read(path: Path) -> Spec:
@@ -151,6 +160,11 @@ def _arm(spec: Spec, values: dict[str, Any], runs: str) -> Arm:
     for rule in spec.get("rules", []):
         if matches(rule.get("when", {}), values):
             settings |= {key: _filled(value, values) for key, value in rule["set"].items()}
+    folder = f"{runs}/{name}"
+    texts = [*([spec["command"]] if "command" in spec else []), *spec.get("then", [])]
+    commands = [[word.format(**values, folder=folder, profiles=Path(runs).parent) for word in shlex.split(text)] for text in texts]
+    if "command" in spec:
+        return Arm(name, values, settings, commands[0], folder, tuple(commands[1:]))
     command = ["python", "-m", "gq_lightning", "fit"]
     for config in spec["configs"]:
         command += ["--config", config]
@@ -158,7 +172,8 @@ def _arm(spec: Spec, values: dict[str, Any], runs: str) -> Arm:
         command += shlex.split(spec["arguments"].get(axis, "").format(value))
     for key, value in settings.items():
         command += [f"--{key}", _argument(value)]
-    return Arm(name, values, settings, [*command, "--runs", runs, "--name", name, "--overwrite", "true"], f"{runs}/{name}")
+    command += ["--runs", runs, "--name", name, "--overwrite", "true"]
+    return Arm(name, values, settings, command, folder, tuple(commands))
 
 
 def _filled(value: Any, values: dict[str, Any]) -> Any:

@@ -34,7 +34,7 @@ def seconds(arm: Arm, cost: Spec, measured: list[dict[str, Any]], flops: Flops) 
     alike = [content["seconds"] for content in measured if content["arm"][by] == arm.values[by] and not content.get("resumed")]
     if alike:
         return sum(alike) / len(alike)
-    steps = arm.settings["trainer.max_steps"]
+    steps = arm.settings.get("trainer.max_steps", 0)  # what only measures takes none
     if "seconds_per_step" in cost:
         return steps * cost["seconds_per_step"][arm.values[by]] + cost["seconds_besides"][arm.values[by]]
     return 3 * flops(arm) * steps * cost["images_per_step"] / (cost["sustained_flops"] * cost["devices"])

@@ -9,7 +9,6 @@ again, and nothing is lost. An arm that fails is reported at the end, the others
 """
 
 import argparse
-import shlex
 import signal
 import sys
 import time
@@ -23,7 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 import tables
-from arms import DATA, ROOT, Arm, Spec, SpecError, arms, choose, read, with_data
+from arms import DATA, ROOT, Arm, Spec, SpecError, arms, choose, read
 from estimates import seconds, spoken, summarized
 from running import ArmFailure, Runner, finished
 
@@ -75,7 +74,7 @@ def dry_run(progress: Progress, data: str | None) -> None:
     total = 0.0
     devices = progress.cost.get("devices", 1) if "sustained_flops" in progress.cost else None
     for arm in progress.planned:
-        command = shlex.join(with_data(word, data) if data else word for word in arm.command)
+        command = arm.with_data(data or DATA)
         done, estimate = arm not in progress.waiting, progress.estimate(arm)
         total += 0.0 if done or estimate is None else estimate
         print(f"{command}  # {arm.name}: {'finished' if done else f'about {spoken(estimate)}'}")
@@ -163,7 +162,7 @@ def experiment(options: argparse.Namespace) -> int:
     if options.dry_run:
         dry_run(progress, data)
         return 0
-    wanted = any(with_data(word, "") != word for arm in planned for word in arm.command)
+    wanted = any(arm.with_data("/") != arm.line for arm in planned)
     if wanted and not (data and Path(data).is_dir()):
         raise SpecError(f"--data {options.data}: no such folder" if data else f"--data: this needs a folder of pictures, its {DATA}")
     results.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ class Runner:
         Raises:
             ArmFailure: it failed or was stopped.
         """
-        command = [with_data(word, self.data) if self.data else word for word in arm.command]
+        command, *then = [[with_data(word, self.data) if self.data else word for word in command] for command in (arm.command, *arm.then)]
         folder, begin = ROOT / arm.folder, time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
         with self._claimed(folder) as lock:
@@ -65,7 +65,9 @@ class Runner:
                 _empty(folder)
                 started.write_text(shlex.join(command))
                 call = command
-            status = self._call(call, folder / "log.txt", lock)
+            for each in (call, *then):
+                if status := self._call(each, folder / "log.txt", lock):
+                    break
             if status:
                 if status > 0 and not self._stopped.is_set():
                     started.unlink()  # what fails by itself would fail again from its checkpoint
@@ -120,6 +122,8 @@ class Runner:
         if (folder / "config.yaml").is_file():
             config = without_data(yaml.safe_load((folder / "config.yaml").read_text()), self.data or DATA)
             content |= {"parameters": self._parameters(folder), "config": config}
+        if (folder / "details.json").is_file():
+            content["details"] = json.loads((folder / "details.json").read_text())
         protocol = metrics.get("protocol", {})
         content["data_fingerprint"] = protocol.get("data", {}).get("fingerprint")
         content["machine"] = machine(metrics.pop("machine", {}), protocol.get("versions", {}))

@@ -12,11 +12,14 @@ from rich.table import Table
 from gq_lightning import weights
 from gq_lightning.callbacks.gaussian_quant import convert
 from gq_lightning.codec import Fit, decode_pictures, encode_pictures
+from gq_lightning.construction import build, describe
 from gq_lightning.data import ImageFolder
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation import evaluate, write_metrics
 from gq_lightning.pretrained import TRAINING_ONLY
 from gq_lightning.published import Architecture, import_checkpoint
+from gq_lightning.quantizers.base import Quantizer
+from gq_lightning.quantizers.codebook import Generator
 from gq_lightning.report import metrics_table
 from gq_lightning.tokenizer import ImageTokenizer
 
@@ -55,9 +58,19 @@ def load_checkpoint(path: Path) -> ImageTokenizer:
     return ImageTokenizer.from_description(description, state, source=str(path))
 
 
+def _another_codebook(trained: Quantizer, changes: dict[str, Any], source: str) -> Quantizer:
+    """A Gaussian quantizer like the one of the training, with another codebook."""
+    description = describe(trained)
+    if "codebook" not in description["init_args"]:
+        raise UserError(f"{source}: a {type(trained).__name__} has no codebook to exchange: leave out --{min(changes).replace('_', '-')}")
+    return build(Quantizer, description | {"init_args": description["init_args"] | changes}, source)  # type: ignore[type-abstract]
+
+
 def _convert(arguments: argparse.Namespace) -> None:
     tokenizer = load_checkpoint(arguments.checkpoint)
-    convert(tokenizer)
+    given = {name: getattr(arguments, name) for name in ("codebook", "codebook_size", "prior_weight", "seed")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    convert(tokenizer, _another_codebook(tokenizer.quantizer, changes, str(arguments.checkpoint)) if changes else None)
     tokenizer.save_pretrained(arguments.out)
     quantizer = tokenizer.quantizer
     geometry = f"{quantizer.tokens_per_position} tokens of {quantizer.codebook_size} per position"
@@ -136,6 +149,10 @@ def _parser() -> argparse.ArgumentParser:
         "Gaussian Quant by hand: freeze the encoder, attach the random codebook, write the tokenizer.",
         checkpoint={"positional": True, "type": Path, "metavar": "RUN_OR_CKPT", "help": "run's folder or checkpoint"},
         out={"type": Path, "required": True, "metavar": "DIR", "help": "folder to write"},
+        codebook={"choices": get_args(Generator), "help": "another generator than it was trained for; quantile is TokenBridge's"},
+        codebook_size={"type": int, "metavar": "K", "help": "another size; the tokens per position follow from the rate"},
+        prior_weight={"type": float, "metavar": "OMEGA", "help": "another weight of the prior"},
+        seed={"type": int, "help": "another seed of the codebook"},
     )
     tool(
         "import-checkpoint",

@@ -11,11 +11,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from small import CONFIGS
+from small import CONFIGS, small_tokenizer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gq_lightning import ImageTokenizer
 from gq_lightning.cli import main
+from gq_lightning.quantizers import FiniteScalarQuantizer, TokenBridge
 
 SMOKE = [
     *("--config", str(CONFIGS / "base.yaml")),
@@ -88,6 +89,36 @@ def test_convert_gives_what_the_hook_wrote(run: Path, tmp_path: Path) -> None:
         assert main(["convert", str(source), "--out", str(tmp_path / "tokenizer")]) == 0
         hook, command = (ImageTokenizer.from_pretrained(folder) for folder in (run / "tokenizer", tmp_path / "tokenizer"))
         assert hook.fingerprint == command.fingerprint
+
+
+def test_convert_to_another_codebook(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def converted(*options: str) -> ImageTokenizer:
+        assert main(["convert", str(run), "--out", str(tmp_path / "tokenizer"), *options]) == 0
+        return ImageTokenizer.from_pretrained(tmp_path / "tokenizer")
+
+    trained = converted()
+    same = converted("--codebook", "iid", "--codebook-size", "256", "--prior-weight", "1", "--seed", "42")
+    assert torch.equal(trained.quantizer.codewords, same.quantizer.codewords)
+    other = converted("--codebook", "quantile", "--codebook-size", "16", "--prior-weight", "0")
+    bridge = TokenBridge(16, latent_channels=4)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    features = trained.backbone.encode(images).movedim(1, -1)
+    assert torch.equal(other.backbone.encode(images).movedim(1, -1), features), "the encoder is the trained one"
+    assert torch.equal(other.encode(images), bridge.tokenize(features))
+    assert (other.quantizer.bits_per_position, other.tokens_per_position, other.codebook_size) == (16, 4, 16)
+    assert not torch.equal(converted("--seed", "1").encode(images), trained.encode(images))
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint["tokenizer"] = small_tokenizer("vit", FiniteScalarQuantizer(16, levels=[16, 16, 16, 16])).description()
+    checkpoint["state_dict"] = small_tokenizer("vit", FiniteScalarQuantizer(16, levels=[16, 16, 16, 16])).state_dict()
+    torch.save(checkpoint, tmp_path / "fsq.ckpt")
+    for source, option, value, words in (
+        (tmp_path / "fsq.ckpt", "--seed", "1", "leave out --seed"),
+        (run, "--codebook-size", "300000", "codebook_size"),
+        (run, "--prior-weight", "2", "prior_weight"),
+    ):
+        assert main(["convert", str(source), "--out", str(tmp_path / "no"), option, value]) == 2
+        assert words in capfd.readouterr().err.strip().splitlines()[-1]
+        assert not (tmp_path / "no").exists()
 
 
 def test_encode_decode_evaluate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import reproduce
 from arms import ROOT, SpecError, arms, choose, layered, read, with_data, without_data
 from estimates import seconds, spoken
 from gq_lightning.cli import CommandLine, main
+from gq_lightning.commands import _parser
 from running import finished
 from tables import best, rules
 
@@ -194,6 +195,31 @@ def test_estimates_prefer_what_was_measured() -> None:
     assert seconds(vit, flops, [], lambda arm: 1e10) == pytest.approx(3 * 1e10 * 100 * 16 / 8e12)
     assert seconds(vit, {}, [], lambda arm: 0.0) is None
     assert [spoken(value) for value in (None, 42.3, 270.0, 7200.0, 1e6)] == ["?", "42 s", "4.5 min", "2.0 h", "12 d"]
+
+
+def test_commands_that_follow_and_commands_of_their_own() -> None:
+    first = arms(SPEC | {"then": ["python look.py {folder} --data DATA/val"]}, "runs/x/train")[0]
+    assert first.command[:4] == ["python", "-m", "gq_lightning", "fit"]
+    assert first.line.endswith("--overwrite true && python look.py runs/x/train/vit-16-0 --data DATA/val")
+    assert first.with_data("/my pictures").endswith("--data '/my pictures/val'")
+    own = arms(SPEC | {"command": "python do.py {profiles}/train/{backbone} --rate {rate}", "then": ["python more.py"]}, "runs/x/convert")[
+        0
+    ]
+    assert own.line == "python do.py runs/x/train/vit --rate 16 && python more.py"
+    assert own.folder == "runs/x/convert/vit-16-0"
+
+
+def test_every_ablation_is_a_valid_command() -> None:
+    spec = read(ROOT / "experiments/ablations.yaml")
+    trained = {arm.name: arm for arm in arms(choose(spec, "train"), "runs/experiments/ablations/train")}
+    for arm in trained.values():
+        config = Parsed(arm.command[4:], run=False).config
+        for axis in ("bits_per_position", "codebook_size", "alpha", "beta", "variant", "penalty_weight"):
+            assert config.model.quantizer.init_args[axis] == arm.values[axis], arm.name
+    for arm in arms(choose(spec, "convert"), "runs/experiments/ablations/convert"):
+        assert arm.values["of"] in trained
+        for command in (arm.command, *arm.then):
+            assert _parser().parse_args(command[3:]).command in ("convert", "evaluate")
 
 
 def test_dry_run_prints_what_can_be_pasted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
