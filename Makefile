@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-ablations test test-all lint clean
+.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-ablations benchmark test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -47,6 +47,11 @@ reproduce-ablations: $(READY)  ## ablations: DATA=FOLDER with train/ and val/ [J
 	$(RUN) $(ABLATIONS) --profile train
 	$(RUN) $(ABLATIONS) --profile convert
 	$(RUN) experiments/ablations.py
+
+benchmark: $(READY)  ## time the search for codewords, a training step and the loader, on a machine that does nothing else: under 10 minutes
+	$(RUN) experiments/benchmarks/search.py
+	$(RUN) experiments/benchmarks/step.py
+	$(RUN) experiments/benchmarks/loader.py
 
 test: $(READY)  ## the tests, with coverage: about 6 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term

@@ -8,13 +8,10 @@ plain     log-probabilities of all codewords by Normal.log_prob, 8 posteriors at
 product   (N, 2m) x (2m, K) in float32, in blocks of 256 x 4096 that stay in the cache, nothing done with the result: the roofline
 
 The forms take turns within every repeat; medians. A cell whose N would take longer than --seconds is timed with fewer posteriors and
-scaled: `timed` has their number. Memory is what a fresh process's peak rises by. Writes search.json and search.png.
+scaled: `timed` has their number; one that takes much less is timed several times in a turn. Memory is what a fresh process's peak rises by. Writes search.json and search.png.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +22,7 @@ from typing import Any
 
 import matplotlib
 import torch
+from machine import machine, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -92,16 +90,18 @@ def cell(tokens: int, size: int, m: int, patience: float) -> list[dict[str, Any]
     """Seconds of each form, for one K, m and N."""
     with torch.inference_mode(False), torch.no_grad():
         calls = forms(*problem(tokens, size, m))
-        counts = {}
+        counts, times = {}, {}
         for name, call in calls.items():
             n = min(tokens, 256 if name != "plain" else 8)
             seconds_of(call, min(n, 8))  # compile, prepare, fault memory in
             each = seconds_of(call, n) / n
             counts[name] = min(tokens, max(n, int(patience / each)))
+            times[name] = min(50, max(1, int(patience / 5 / (each * counts[name]))))
         taken: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(REPEATS):
             for name, call in calls.items():
-                taken[name].append(seconds_of(call, counts[name]) * tokens / counts[name])
+                one = statistics.median(seconds_of(call, counts[name]) for _ in range(times[name]))
+                taken[name].append(one * tokens / counts[name])
     return [
         {"K": size, "m": m, "N": tokens, "form": name, "seconds": statistics.median(taken[name]), "timed": counts[name]} for name in calls
     ]
@@ -126,23 +126,6 @@ def memory(form: str, m: int, tokens: int) -> float:
     code = MEMORY.format(folder=str(Path(__file__).parent), form=form, m=m, tokens=tokens)
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return int(done.stdout) / 1024
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers belong to, without its name or paths."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return {
-        "processor": model,
-        "processors": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "compiled": compiled.library("table") is not None,
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -193,10 +176,9 @@ def main() -> None:
         {"form": form, "K": 65536, "m": m, "N": 65536, "MiB": round(memory(form, m, 65536), 1)}
         for form, m in (("search", 16), ("search", 1), ("blocked", 16))
     ]
-    content = {"machine": machine(), "total_seconds": round(time.perf_counter() - begin, 1), "memory": peaks, "times": rows}
-    temporary = options.out / ".search.json.tmp"
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, options.out / "search.json")
+    compiler = {"compiled": compiled.library("table") is not None}
+    content = {"machine": machine() | compiler, "total_seconds": round(time.perf_counter() - begin, 1), "memory": peaks, "times": rows}
+    write(content, options.out / "search.json")
     draw(rows, options.out / "search.png")
     table = Table(title="K = 65 536: seconds", caption=f"{content['total_seconds']:.0f} s in all; peak memory: {peaks}")
     for column in ("m", "N", "search", "blocked", "product", "plain", "plain / search", "search / product"):

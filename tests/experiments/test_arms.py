@@ -151,9 +151,10 @@ def test_the_models_of_figure_1_are_of_one_size(profile: str, backbone: str) -> 
         parameters.append(summary["parameters"]["encoder"] + summary["parameters"]["decoder"])
         flops.append(summary["encode_flops"] + summary["decode_flops"])
     assert len(parameters) == 4
-    # the two 3 x 3 convolutions around 4 to 64 latent channels weigh more in a UNet of few parameters; the arithmetic does not
-    assert max(parameters) / min(parameters) < (1.08 if backbone == "unet" and profile != "paper" else 1.01)
-    assert max(flops) / min(flops) < 1.01
+    # the two 3 x 3 convolutions around 4 to 64 latent channels weigh more in a UNet of few channels
+    small = backbone == "unet" and profile != "paper"
+    assert max(parameters) / min(parameters) < (1.08 if small else 1.01)
+    assert max(flops) / min(flops) < (1.02 if small else 1.01)
 
 
 def test_committed_results_are_those_of_the_specs() -> None:

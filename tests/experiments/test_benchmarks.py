@@ -1,0 +1,51 @@
+"""The benchmarks time what they say: the same result from every form, parts that add up, files that are whole."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "experiments/benchmarks"))
+
+import loader  # noqa: E402
+import search  # noqa: E402
+
+
+@pytest.mark.parametrize("m", [1, 4])
+def test_the_forms_of_the_search_agree(m: int) -> None:
+    posteriors = search.problem(40, 1024, m)
+    calls = search.forms(*posteriors)
+    assert calls.keys() == {"search", "plain", "product"} | ({"blocked"} if m > 1 else set())
+    expected = calls["search"](40)
+    assert len(expected) == 40
+    for name in calls.keys() - {"search", "product"}:
+        assert torch.equal(calls[name](40), expected), name
+    rows = search.cell(7, 1024, m, 0.001)
+    assert [(row["K"], row["m"], row["N"], row["form"]) for row in rows] == [(1024, m, 7, name) for name in calls]
+    assert all(row["seconds"] > 0 and 0 < row["timed"] <= 7 for row in rows)
+
+
+def test_the_loader_is_compared_with_its_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "WORKERS", (0,))
+    assert loader.write_photographs(tmp_path, 16) > 16 * 20_000
+    rates = loader.measure(tmp_path, 16, 1)
+    assert rates.keys() == {"decode", "half", "torchvision", "picture", "item", "workers 0"}
+    assert rates["half"]["median"] > rates["decode"]["median"] > rates["item"]["median"] > 1
+
+
+def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    call = [sys.executable, str(ROOT / "experiments/benchmarks/step.py"), "--out", str(out), "--scale", "demo", "--backbone", "vit"]
+    subprocess.run([*call, "--steps", "4"], check=True, capture_output=True, cwd=tmp_path)
+    content: dict[str, Any] = json.loads(out.read_text())
+    (run,) = content["runs"]
+    assert content["machine"]["torch"] == torch.__version__
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert abs(sum(part["ms"] for part in run["parts"].values()) / run["step_ms"] - 1) < 0.01
+    assert all(run["parts"][part]["ms"] > 0 for part in ("data", "encoder", "decoder", "LPIPS", "backward", "optimizer", "TDC update"))
+    assert run["parts"]["backward"]["ms"] > run["parts"]["TDC update"]["ms"]
