@@ -8,7 +8,8 @@ plain     log-probabilities of all codewords by Normal.log_prob, 8 posteriors at
 product   (N, 2m) x (2m, K) in float32, in blocks of 256 x 4096 that stay in the cache, nothing done with the result: the roofline
 
 The forms take turns within every repeat; medians. A cell whose N would take longer than --seconds is timed with fewer posteriors and
-scaled: `timed` has their number; one that takes much less is timed several times in a turn. Memory is what a fresh process's peak rises by. Writes search.json and search.png.
+scaled: `timed` has their number; one that takes much less is timed several times in a turn. Memory is what a fresh process's peak
+rises by. Writes search.json and search.png.
 """
 
 import argparse

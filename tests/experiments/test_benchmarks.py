@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import loader
 import pytest
+import search
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "experiments/benchmarks"))
-
-import loader  # noqa: E402
-import search  # noqa: E402
 
 
 @pytest.mark.parametrize("m", [1, 4])
@@ -30,6 +28,7 @@ def test_the_forms_of_the_search_agree(m: int) -> None:
     assert all(row["seconds"] > 0 and 0 < row["timed"] <= 7 for row in rows)
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 def test_the_loader_is_compared_with_its_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "WORKERS", (0,))
     assert loader.write_photographs(tmp_path, 16) > 16 * 20_000
