@@ -185,7 +185,10 @@ def test_two_calls_do_not_share_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_arms_for_real_one_of_them_killed(tmp_path: Path) -> None:
-    """A ViT under GQ and a UNet under FSQ, at the size of the smoke profile, from the command line to figures."""
+    """A ViT under GQ and a UNet under FSQ, at the size of the smoke profile, from the command line to figures.
+
+    What was killed ends with the metrics of an arm that was not.
+    """
     spec = choose(read(ROOT / "experiments/fig1.yaml"), "smoke")
     longer = layered(spec, {"overrides": {"trainer.max_steps": 300, "last.every_n_train_steps": 10}})
     planned = {arm.name: arm for arm in arms(longer, str(tmp_path / "runs"))}
@@ -214,5 +217,13 @@ def test_two_arms_for_real_one_of_them_killed(tmp_path: Path) -> None:
         assert ("gaussian_psnr" in content["metrics"]) == (arm is gq)
         assert content["config"]["data"]["init_args"]["image_size"] == 32
         assert content["parameters"]["total"] > 10_000
+    (whole,) = (arm for arm in arms(longer, str(tmp_path / "undisturbed")) if arm.name == gq.name)
+    undisturbed = Runner(tmp_path / "others")
+    undisturbed.run(whole)
+    contents = (finished(gq, results), finished(whole, undisturbed.results))
+    killed, expected = (
+        {name: value for name, value in content["metrics"].items() if not name.endswith("seconds")} for content in contents if content
+    )
+    assert killed == expected
     reproduce.show(spec, [content for content in measured if content], results, "call")
     assert {"fig1.png", "fig1.svg", "fig1.csv", "fig1.md"} <= {path.name for path in results.iterdir()}
