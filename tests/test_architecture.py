@@ -35,7 +35,7 @@ ALLOWED = {
     # an importer, and so it names what it makes
     "published": {"backbones", "quantizers", "tokenizer"},
     "callbacks": {"data", "evaluation", "quantizers.base", "quantizers.tdc", "report", "token_file", "tokenizer"},
-    "commands": {"callbacks", "codec", "data", "evaluation", "pretrained", "published", "report", "tokenizer", "weights"},
+    "commands": {"callbacks", "codec", "data", "evaluation", "pretrained", "published", "quantizers", "report", "tokenizer", "weights"},
     "summary": {"theory", "tokenizer"},
     "cli": {"callbacks", "commands", "data", "summary", "tokenizer"},
     "__init__": {"tokenizer"},

@@ -150,7 +150,7 @@ def test_one_dimension_without_prior_is_the_nearest_neighbour() -> None:
 def test_a_posterior_wider_than_the_prior_favours_the_longest_codeword(m: int) -> None:
     codebook = torch.tensor([[0.0], [0.5], [-4.0], [3.0]]).expand(4, m)
     mean = torch.full((1, m), 0.1)
-    for search in (best_codewords, lambda *a: ways(m)["table" if m > 1 else "in torch"](a[0].double(), 1 / a[1].double(), *a[2:])):
+    for search in (best_codewords, lambda *a: ways(m)["table" if m > 1 else "bisection"](a[0].double(), 1 / a[1].double(), *a[2:])):
         assert search(mean, torch.full((1, m), 9.0), codebook, 1.0).item() == 2
         assert search(mean, torch.full((1, m), 9.0), codebook, 0.0).item() == 0
     # prior_weight * variance = 1: a line that rises to the mean's side
