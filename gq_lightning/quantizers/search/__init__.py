@@ -49,12 +49,13 @@ def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weigh
     _check(mean, variance, codebook, prior_weight)
     if len(mean) == 0:
         return torch.empty(0, dtype=torch.int64, device=mean.device)
-    if codebook.shape[1] == 1 and (tokens := bisection.compiled_search(mean, variance, codebook, prior_weight)) is not None:
-        _all_valid(tokens >= 0)
+    if codebook.shape[1] == 1 and (found := bisection.compiled_search(mean, variance, codebook, prior_weight)) is not None:
+        tokens, valid = found
+        _refuse_unless(valid)
         return tokens
     mean, precision = mean.double().contiguous(), variance.double().reciprocal().contiguous()
     # not finite, zero and negative all end here; one synchronisation of a GPU
-    _all_valid(torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0))
+    _refuse_unless(bool((torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0)).all().item()))
     if codebook.shape[1] == 1:
         return bisection.search(mean, precision, codebook, prior_weight)
     if mean.device.type == "cuda" and torch.version.cuda is not None and find_spec("triton") is not None:
@@ -67,8 +68,8 @@ def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weigh
     return blocked.search(mean, precision, codebook, prior_weight)
 
 
-def _all_valid(valid: Tensor) -> None:
-    if not bool(valid.all().item()):
+def _refuse_unless(valid: bool) -> None:
+    if not valid:
         raise UserError("means and variances must be finite and variances positive: the encoder's features are not")
 
 

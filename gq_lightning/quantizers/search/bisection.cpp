@@ -2,6 +2,7 @@
 // blocks, so that their arithmetic fills vectors and their ways through memory overlap.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <thread>
@@ -12,9 +13,10 @@ namespace {
 constexpr int64_t BLOCK = 64;
 constexpr int64_t AHEAD = 8;  // values of a cell that are compared at once; the caller pads as many infinities
 
+template <typename V>  // single precision where the codebook is: half the memory, and all of it in the second cache
 struct Sorted {
-    const double* values;    // ascending, distinct; the lowest twice more before them, infinities behind
-    const int64_t* indices;  // lowest of each
+    const V* values;         // ascending, distinct; the lowest twice more before them, infinities behind
+    const int32_t* indices;  // lowest of each
     const int32_t* starts;   // (cells + 1,) first value of each cell
     int64_t size, cells;
     double low, per_unit;
@@ -32,7 +34,8 @@ double score(double value, double mean, double precision, double prior_weight) {
 }
 
 // Neighbours of place, and the ends, ties to the lowest index
-int64_t with_care(const Sorted& book, int64_t place, double mean, double precision, double prior_weight) {
+template <typename V>
+int64_t with_care(const Sorted<V>& book, int64_t place, double mean, double precision, double prior_weight) {
     double best = -INFINITY;
     int64_t token = INT64_MAX;
     for (int64_t candidate : {place - 2, place - 1, place, place + 1, int64_t(0), book.size - 1}) {
@@ -44,58 +47,77 @@ int64_t with_care(const Sorted& book, int64_t place, double mean, double precisi
     return token;
 }
 
-template <typename T>
-void search(const Sorted& book, const T* mean, const T* variance, double prior_weight, int64_t begin, int64_t end, int64_t* tokens) {
-    double precision[BLOCK], vertex[BLOCK];
-    int32_t cells[BLOCK], starts[BLOCK];
+template <typename V, typename T>
+bool search(const Sorted<V>& book, const T* mean, const T* variance, double prior_weight, int64_t begin, int64_t end, int64_t* tokens) {
+    double mu[BLOCK], precision[BLOCK], vertex[BLOCK];
+    int32_t cells[BLOCK], starts[BLOCK], counts[BLOCK];
+    int64_t places[BLOCK];
     const double last = double(book.cells - 1);
+    bool valid = true;
     for (int64_t first = begin; first < end; first += BLOCK) {
         const int64_t count = std::min(BLOCK, end - first);
         for (int64_t i = 0; i < count; i++) {
+            mu[i] = double(mean[first + i]);
             precision[i] = 1.0 / double(variance[first + i]);
-            vertex[i] = double(mean[first + i]) * precision[i] / (precision[i] - prior_weight);
+            valid &= (mu[i] - mu[i] == 0) & (precision[i] > 0) & (precision[i] < INFINITY);
+            vertex[i] = mu[i] * precision[i] / (precision[i] - prior_weight);
             cells[i] = cell(vertex[i], book.low, book.per_unit, last);
         }
         for (int64_t i = 0; i < count; i++) __builtin_prefetch(book.starts + cells[i]);
         for (int64_t i = 0; i < count; i++) {
             starts[i] = book.starts[cells[i]];
+            counts[i] = book.starts[cells[i] + 1] - starts[i];
             __builtin_prefetch(book.values + starts[i]);
         }
         for (int64_t i = 0; i < count; i++) {
-            const double* from = book.values + starts[i];
-            int64_t place = starts[i];
-            if (book.starts[cells[i] + 1] - starts[i] <= AHEAD)
-                for (int64_t j = 0; j < AHEAD; j++) place += from[j] < vertex[i];
+            const V* from = book.values + starts[i];
+            int64_t place = 0;
+            if (counts[i] <= AHEAD)
+                for (int64_t j = 0; j < AHEAD; j++) place += double(from[j]) < vertex[i];
             else
-                place = std::lower_bound(from, book.values + book.starts[cells[i] + 1], vertex[i]) - book.values;
-            const double mu = double(mean[first + i]);
-            double best = score(book.values[place - 2], mu, precision[i], prior_weight);
+                place = std::lower_bound(from, from + counts[i], vertex[i]) - from;
+            places[i] = starts[i] + place;
+            __builtin_prefetch(book.indices + places[i]);
+        }
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t place = places[i];
+            double best = score(book.values[place - 2], mu[i], precision[i], prior_weight);
             int64_t winner = place - 2;
             bool tie = false;
             for (int64_t candidate = place - 1; candidate <= place + 1; candidate++) {
-                const double found = score(book.values[candidate], mu, precision[i], prior_weight);
+                const double found = score(book.values[candidate], mu[i], precision[i], prior_weight);
                 tie |= found == best;
                 winner = found > best ? candidate : winner;
                 best = found > best ? found : best;
             }
-            if (!(std::isfinite(mu) && precision[i] > 0 && std::isfinite(precision[i])))
-                tokens[first + i] = -1;
-            else if (tie || winner < 0 || !(precision[i] > prior_weight))
-                tokens[first + i] = with_care(book, place, mu, precision[i], prior_weight);
-            else
-                tokens[first + i] = book.indices[winner];
+            const bool simple = !tie & (winner >= 0) & (precision[i] > prior_weight);
+            tokens[first + i] = simple ? book.indices[winner] : with_care(book, place, mu[i], precision[i], prior_weight);
         }
     }
+    return valid;
 }
 
-template <typename T>
-void in_threads(const Sorted& book, const T* mean, const T* variance, double prior_weight, int64_t count, int64_t* tokens, int64_t threads) {
+template <typename V, typename T>
+bool in_threads(const Sorted<V>& book, const T* mean, const T* variance, double prior_weight, int64_t count, int64_t* tokens, int64_t threads) {
     threads = std::max<int64_t>(1, std::min(threads, count / 8192));
     std::vector<std::thread> others;
-    for (int64_t t = 1; t < threads; t++)
-        others.emplace_back(search<T>, book, mean, variance, prior_weight, count * t / threads, count * (t + 1) / threads, tokens);
-    search<T>(book, mean, variance, prior_weight, 0, count / threads, tokens);
+    std::atomic<bool> valid{true};
+    const auto part = [&](int64_t t) {
+        if (!search(book, mean, variance, prior_weight, count * t / threads, count * (t + 1) / threads, tokens)) valid = false;
+    };
+    for (int64_t t = 1; t < threads; t++) others.emplace_back(part, t);
+    part(0);
     for (auto& other : others) other.join();
+    return valid;
+}
+
+template <typename V>
+bool bisect(const void* padded, const int32_t* indices, const int32_t* starts, int64_t size, int64_t cells, double low, double per_unit,
+            const void* mean, const void* variance, bool wide, double prior_weight, int64_t count, int64_t* tokens, int64_t threads) {
+    const Sorted<V> book{static_cast<const V*>(padded) + 2, indices, starts, size, cells, low, per_unit};
+    if (wide)
+        return in_threads(book, static_cast<const double*>(mean), static_cast<const double*>(variance), prior_weight, count, tokens, threads);
+    return in_threads(book, static_cast<const float*>(mean), static_cast<const float*>(variance), prior_weight, count, tokens, threads);
 }
 
 }  // namespace
@@ -110,13 +132,12 @@ void gq_cells(const double* values, int64_t size, int64_t cells, double low, dou
     for (; next <= cells; next++) starts[next] = int32_t(size);
 }
 
-// padded (2 + size + AHEAD,), mean and variance (count,), of single precision or double -> tokens (count,), -1 where a posterior is none
-void gq_bisect(const double* padded, const int64_t* indices, const int32_t* starts, int64_t size, int64_t cells, double low, double per_unit,
-               const void* mean, const void* variance, int64_t single, double prior_weight, int64_t count, int64_t* tokens, int64_t threads) {
-    const Sorted book{padded + 2, indices, starts, size, cells, low, per_unit};
-    if (single)
-        in_threads(book, static_cast<const float*>(mean), static_cast<const float*>(variance), prior_weight, count, tokens, threads);
-    else
-        in_threads(book, static_cast<const double*>(mean), static_cast<const double*>(variance), prior_weight, count, tokens, threads);
+// padded (2 + size + AHEAD,), mean and variance (count,), each in double precision where its `wide` says so -> tokens (count,), and
+// valid (1,): whether all posteriors are; the tokens of others mean nothing
+void gq_bisect(const void* padded, int64_t wide_values, const int32_t* indices, const int32_t* starts, int64_t size, int64_t cells, double low,
+               double per_unit, const void* mean, const void* variance, int64_t wide, double prior_weight, int64_t count, int64_t* tokens,
+               int64_t* valid, int64_t threads) {
+    const auto search = wide_values ? bisect<double> : bisect<float>;
+    *valid = search(padded, indices, starts, size, cells, low, per_unit, mean, variance, wide != 0, prior_weight, count, tokens, threads);
 }
 }

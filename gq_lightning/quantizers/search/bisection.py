@@ -15,11 +15,11 @@ from gq_lightning.quantizers.search.prepared import prepared
 MANY = 2**16
 
 
-def compiled_search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float) -> Tensor | None:
+def compiled_search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float) -> tuple[Tensor, bool] | None:
     """mean, variance: (N, 1) of any floating-point type, unchecked; codebook (K, 1).
 
     Returns:
-        (N,) int64, -1 where mean or variance are not finite or the variance is not positive; None where C++ cannot be.
+        (N,) int64, and whether all means are finite and all variances finite and positive; None where C++ cannot be.
     """
     functions = library("bisection", compile=len(mean) >= MANY) if mean.device.type == "cpu" else None
     if functions is None:
@@ -27,11 +27,11 @@ def compiled_search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weig
     wide = torch.promote_types(torch.promote_types(mean.dtype, variance.dtype), torch.float32)
     mean, variance = mean.to(wide).contiguous(), variance.to(wide).contiguous()
     values, indices, starts, low, per_unit = prepared(codebook, _cells)
-    tokens = torch.empty(len(mean), dtype=torch.int64)
-    book = (values, indices, starts, len(indices), len(starts) - 1, low, per_unit)
-    posteriors = (mean, variance, int(wide == torch.float32))
-    call(functions.gq_bisect, *book, *posteriors, float(prior_weight), len(mean), tokens, torch.get_num_threads())
-    return tokens
+    tokens, valid = torch.empty(len(mean), dtype=torch.int64), torch.empty(1, dtype=torch.int64)
+    book = (values, values.dtype == torch.float64, indices, starts, len(indices), len(starts) - 1, low, per_unit)
+    posteriors = (mean, variance, wide == torch.float64)
+    call(functions.gq_bisect, *book, *posteriors, float(prior_weight), len(mean), tokens, valid, torch.get_num_threads())
+    return tokens, bool(valid)
 
 
 def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
@@ -72,4 +72,5 @@ def _cells(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, float, float]:
     assert functions is not None
     call(functions.gq_cells, values, len(values), cells, low, per_unit, starts)
     padded = torch.cat([values[:1], values[:1], values, values.new_full((8,), torch.inf)])
-    return padded, indices, starts, low, per_unit
+    exact = torch.promote_types(codebook.dtype, torch.float32)
+    return padded.to(exact), indices.int(), starts, low, per_unit
