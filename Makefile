@@ -7,11 +7,11 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 test test-all lint clean
+.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-theory test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 install: $(READY)  ## make .venv with the package and exact versions of all it needs
 
@@ -39,6 +39,9 @@ reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER]
 sweep-fig1: $(READY)  ## the learning rates of Figure 1's methods: PROFILE=cpu DATA=FOLDER [JOBS=n]
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) --sweep $(if $(DATA),--data "$(DATA)") --jobs $(JOBS)
+
+reproduce-theory: $(READY)  ## the two bounds of Gaussian Quant by experiment, one dimension: about 5 minutes on one thread
+	OMP_NUM_THREADS=1 $(RUN) experiments/theory.py
 
 test: $(READY)  ## the tests, with coverage: about 6 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term

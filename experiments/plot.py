@@ -56,16 +56,20 @@ def draw(plot: dict[str, Any], measured: list[dict[str, Any]], folder: Path, cal
     ours, theirs = points(plot, measured), published_points(plot, published)
     drawn = figure(plot, ours, theirs)
     paths = [folder / f"{plot['name']}.{suffix}" for suffix in ("png", "svg", "csv", "md")]
-    for path in paths[:2]:
-        # the same numbers give the same file
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        with matplotlib.rc_context({"svg.hashsalt": plot["name"], "svg.fonttype": "path"}):
-            drawn.savefig(path.with_name(f".{path.name}"), dpi=200, bbox_inches="tight", metadata=metadata, format=path.suffix[1:])
-        os.replace(path.with_name(f".{path.name}"), path)
+    save(drawn, paths[:2])
     with open(paths[2], "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows(plot, ours, theirs))
     paths[3].write_text(f"<!-- {call} -->\n\n{markdown(plot, ours, theirs)}")
     return paths
+
+
+def save(drawn: Figure, paths: Iterable[Path]) -> None:
+    """Writes a figure, PNG or SVG as the path says; the same numbers give the same file."""
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "path"}):
+            drawn.savefig(path.with_name(f".{path.name}"), dpi=200, bbox_inches="tight", metadata=metadata, format=path.suffix[1:])
+        os.replace(path.with_name(f".{path.name}"), path)
 
 
 def points(plot: dict[str, Any], measured: Iterable[dict[str, Any]]) -> list[Point]:
