@@ -14,7 +14,7 @@ paper  the upper bound with c1 = 8.12 where |mu| sigma <= c1, the lower one with
 sharp  the same two formulas with c1 = 0 and c2 = sigma sqrt(1 + mu^2), which hold for every posterior, see experiments/README.md
 
 A point violates a bound when its whole confidence interval lies beyond it; then the exit status is 1. The interval is of 95 % for the
-paper's bounds, and of 99.99 % for the sharp ones: they are so close that the points of hundreds would lie beyond the former by chance.
+paper's bounds, and of 99.99 % for the sharp ones: they are so close that some of hundreds of points would lie beyond the former by chance.
 Writes theory.json, theory.png and theory.svg.
 """
 
@@ -136,8 +136,8 @@ def verdict(points: list[dict[str, Any]]) -> tuple[bool, str]:
     lower = sum(point["paper"]["applies"]["lower"] for point in points)
     missed = sum(not point["covered"] for point in points)
     sentence = (
-        f"Of {len(points)} points {paper or 'none'} violate the paper's bounds, of which the lower applies to {lower}, and {sharp or 'none'} "
-        f"the sharp ones; {missed} of the 95 % intervals miss the exact probability."
+        f"Of {len(points)} points {paper or 'none'} violate the paper's bounds, of which the lower applies to {lower}, "
+        f"and {sharp or 'none'} the sharp ones; {missed} of the 95 % intervals miss the exact probability."
     )
     return not paper and not sharp, sentence
 

@@ -5,7 +5,7 @@ import math
 import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
-from torch.special import log_ndtr, ndtr
+from torch.special import erfc, log_ndtr
 
 
 def kl_bits(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -76,10 +76,11 @@ def deviation_probability(mean: float | Tensor, sigma: float | Tensor, codebook_
     """
     mean, sigma, size = (torch.as_tensor(value, dtype=torch.float64) for value in (mean, sigma, codebook_size))
     mean, sigma = torch.broadcast_tensors(mean.abs(), sigma)
-    # a narrow interval: Gauss and Legendre's rule, for the difference of two values of Phi would lose its digits
+    # a narrow interval: Gauss and Legendre's rule, for the difference of two tails would lose its digits
     nodes, weights = (torch.from_numpy(values).to(mean.device) for values in leggauss(16))
     density = torch.exp(-(mean[..., None] + sigma[..., None] * nodes).square() / 2) / math.sqrt(2 * math.pi)
-    inside = torch.where(sigma * (1 + mean) < 1, sigma * (density @ weights), ndtr(sigma - mean) - ndtr(-sigma - mean))
+    tails = (erfc((mean - sigma) / math.sqrt(2)) - erfc((mean + sigma) / math.sqrt(2))) / 2
+    inside = torch.where(sigma * (1 + mean) < 1, sigma * (density @ weights), tails)
     # a wide one: 1 - p is the sum of the two tails
     outside = torch.where(inside < 0.5, torch.log1p(-inside), torch.logaddexp(log_ndtr(mean - sigma), log_ndtr(-mean - sigma)))
     return size * outside if log else torch.exp(size * outside)
