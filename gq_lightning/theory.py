@@ -74,13 +74,13 @@ def deviation_probability(mean: float | Tensor, sigma: float | Tensor, codebook_
     Returns:
         float64, of the common shape.
     """
-    mean, sigma, size = (torch.as_tensor(value, dtype=torch.float64) for value in (mean, sigma, codebook_size))
-    mean, sigma = torch.broadcast_tensors(mean.abs(), sigma)
+    mu, std, size = (torch.as_tensor(value, dtype=torch.float64) for value in (mean, sigma, codebook_size))
+    mu, std = torch.broadcast_tensors(mu.abs(), std)
     # a narrow interval: Gauss and Legendre's rule, for the difference of two tails would lose its digits
-    nodes, weights = (torch.from_numpy(values).to(mean.device) for values in leggauss(16))
-    density = torch.exp(-(mean[..., None] + sigma[..., None] * nodes).square() / 2) / math.sqrt(2 * math.pi)
-    tails = (erfc((mean - sigma) / math.sqrt(2)) - erfc((mean + sigma) / math.sqrt(2))) / 2
-    inside = torch.where(sigma * (1 + mean) < 1, sigma * (density @ weights), tails)
+    nodes, weights = (torch.from_numpy(values).to(mu.device) for values in leggauss(16))
+    density = torch.exp(-(mu[..., None] + std[..., None] * nodes).square() / 2) / math.sqrt(2 * math.pi)
+    tails = (erfc((mu - std) / math.sqrt(2)) - erfc((mu + std) / math.sqrt(2))) / 2
+    inside = torch.where(std * (1 + mu) < 1, std * (density @ weights), tails)
     # a wide one: 1 - p is the sum of the two tails
-    outside = torch.where(inside < 0.5, torch.log1p(-inside), torch.logaddexp(log_ndtr(mean - sigma), log_ndtr(-mean - sigma)))
+    outside = torch.where(inside < 0.5, torch.log1p(-inside), torch.logaddexp(log_ndtr(mu - std), log_ndtr(-mu - std)))
     return size * outside if log else torch.exp(size * outside)

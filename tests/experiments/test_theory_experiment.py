@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,13 @@ from gq_lightning.theory import kl_bits
 from theory import Posterior, bounds, main, measure, ordered, posterior, searched, verdict
 from theory_figure import figure
 
+TRIALS = 800
 GROUP = [posterior(mean, 8) for mean in (0.0, 0.7, 2.0)]
+
+
+@pytest.fixture(autouse=True)
+def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(theory, "TRIALS", TRIALS)
 
 
 def size(t: float, group: list[Posterior] = GROUP) -> int:
@@ -34,11 +41,9 @@ def test_no_sigma_makes_a_far_mean_cheap() -> None:
         posterior(3.0, 5)
 
 
-@pytest.mark.parametrize(
-    ("t", "budget", "method"), [(-3, 21, "search"), (-1, 21, "search"), (0.5, 21, "search"), (1, 12, "order statistics")]
-)
+@pytest.mark.parametrize(("t", "budget", "method"), [(-3, 20, "search"), (0.5, 20, "search"), (1, 12, "order statistics")])
 def test_what_is_measured_is_exact_and_within_the_bounds(t: float, budget: int, method: str) -> None:
-    points = measure(GROUP, size(t), budget, seed=1)
+    points = measure(GROUP, size(t), budget, seed=0)
     assert [point["method"] for point in points] == [method] * 3
     for point in points:
         assert point["t"] == pytest.approx(t, abs=0.05)
@@ -48,14 +53,12 @@ def test_what_is_measured_is_exact_and_within_the_bounds(t: float, budget: int, 
     assert [point["paper"]["applies"] for point in points] == [{"lower": lower, "upper": True} for lower in (True, True, False)]
     holds, sentence = verdict(points)
     assert holds
-    assert sentence.startswith(
-        "Of 3 points none violate the paper's bounds, of which the lower applies to 2, and none the sharp ones; 0 of"
-    )
+    assert sentence.startswith("Of 3 points none violate the paper's bounds, of which the lower applies to 2, and none the sharp ones; 0")
 
 
 def test_order_statistics_are_those_of_the_search() -> None:
     generator = torch.Generator().manual_seed(0)
-    found, drawn = (sample(GROUP, 50, 1500, generator) for sample in (searched, ordered))
+    found, drawn = (sample(GROUP, 50, 800, generator) for sample in (searched, ordered))
     for i in range(len(GROUP)):
         assert kstest(found[:, i].numpy(), drawn[:, i].numpy()).pvalue > 0.01
     # of 10^11 codewords the nearest is an exponential distance away, its mean 1 / (2 K phi(mu))
@@ -75,7 +78,7 @@ def test_a_wrong_sigma_fails(factor: float, within: tuple[bool, bool]) -> None:
 
 def test_a_side_that_does_not_apply_is_not_judged() -> None:
     point = theory.judged(Posterior(3.0, 1.0, 4.5), 4, "search", torch.tensor([2.0] * 912 + [0.5] * 88, dtype=torch.float64).repeat(100))
-    assert point["covered"] is False or point["measured"] == pytest.approx(point["exact"], abs=2e-3)
+    assert point["measured"] == pytest.approx(point["exact"], abs=2e-3)
     assert point["interval"][1] < point["paper"]["lower"], "it is below the bound"
     assert point["paper"]["applies"] == {"lower": False, "upper": True}
     assert point["paper"]["within"]
@@ -88,7 +91,7 @@ def test_the_bounds_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])
-def test_the_whole_run(factor: float, tmp_path, monkeypatch, capsys) -> None:
+def test_the_whole_run(factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def some(mean: float, bits: float) -> Posterior:
         found = posterior(mean, bits)
         return dataclasses.replace(found, sigma=factor * found.sigma)
@@ -96,14 +99,14 @@ def test_the_whole_run(factor: float, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(theory, "posterior", some)
     monkeypatch.setattr(theory, "BITS", (5,))
     monkeypatch.setattr(theory, "MEANS", (0.0, 1.0))
-    monkeypatch.setattr(theory, "TS", (-10, -2, -1, 0, 12))
+    monkeypatch.setattr(theory, "TS", (-10, -1, 12))
     assert main(["--budget", "16", "--out", str(tmp_path / "theory")]) == (0 if factor == 1 else 1)
     content = json.loads((tmp_path / "theory/theory.json").read_text())
     assert content["holds"] == (factor == 1)
     assert content["command"] == "python experiments/theory.py --budget 16 --seed 0"
     assert {"processor", "torch"} < set(content["machine"])
-    assert len(content["points"]) == 2 * 5
-    assert [point["K"] for point in content["points"][::2]] == [1, 4, 12, 32, round(32 * math.exp(12))]
+    assert len(content["points"]) == 2 * 3
+    assert [point["K"] for point in content["points"][::2]] == [1, 12, round(32 * math.exp(12))]
     assert all((tmp_path / f"theory/theory.{suffix}").stat().st_size > 1000 for suffix in ("png", "svg"))
     assert "violate the paper's bounds" in capsys.readouterr().out
     drawn = figure(content["points"], 8.12, 1.5)
