@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-ablations benchmark test test-all lint clean
+.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations benchmark test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -39,6 +39,9 @@ reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER]
 sweep-fig1: $(READY)  ## the learning rates of Figure 1's methods: PROFILE=cpu DATA=FOLDER [JOBS=n]
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) --sweep $(if $(DATA),--data "$(DATA)") --jobs $(JOBS)
+
+reproduce-theory: $(READY)  ## the two bounds of Gaussian Quant by experiment, one dimension: about 5 minutes on one thread
+	OMP_NUM_THREADS=1 $(RUN) experiments/theory.py
 
 ABLATIONS := experiments/reproduce.py experiments/ablations.yaml --data "$(DATA)" --jobs $(JOBS)
 

@@ -3,7 +3,9 @@
 import math
 
 import torch
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor
+from torch.special import erfc, log_ndtr
 
 
 def kl_bits(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -58,3 +60,27 @@ def deviation_lower_bound(t: float | Tensor, c2: float) -> Tensor:
     """
     t = torch.as_tensor(t, dtype=torch.float64)
     return 1 - math.sqrt(2 / math.pi) * torch.exp(c2**2 / 2 - 0.5 - t)
+
+
+def deviation_probability(mean: float | Tensor, sigma: float | Tensor, codebook_size: float | Tensor, *, log: bool = False) -> Tensor:
+    """Pr(|z_hat - mu| >= sigma), where z_hat is the nearest to mu of K values drawn from N(0, 1).
+
+    (1 - p)^K with p = Phi(mu + sigma) - Phi(mu - sigma): what the two bounds of arXiv 2512.06609, section 3, enclose.
+
+    Args:
+        mean, sigma, codebook_size: broadcastable; sigma >= 0, any K > 0.
+        log: return the natural logarithm, which is finite where the probability underflows.
+
+    Returns:
+        float64, of the common shape.
+    """
+    mu, std, size = (torch.as_tensor(value, dtype=torch.float64) for value in (mean, sigma, codebook_size))
+    mu, std = torch.broadcast_tensors(mu.abs(), std)
+    # a narrow interval: Gauss and Legendre's rule, for the difference of two tails would lose its digits
+    nodes, weights = (torch.from_numpy(values).to(mu.device) for values in leggauss(16))
+    density = torch.exp(-(mu[..., None] + std[..., None] * nodes).square() / 2) / math.sqrt(2 * math.pi)
+    tails = (erfc((mu - std) / math.sqrt(2)) - erfc((mu + std) / math.sqrt(2))) / 2
+    inside = torch.where(std * (1 + mu) < 1, std * (density @ weights), tails)
+    # a wide one: 1 - p is the sum of the two tails
+    outside = torch.where(inside < 0.5, torch.log1p(-inside), torch.logaddexp(log_ndtr(mu - std), log_ndtr(-mu - std)))
+    return size * outside if log else torch.exp(size * outside)

@@ -2,9 +2,17 @@ import math
 
 import pytest
 import torch
+from scipy.integrate import quad
 from torch.distributions import Normal, kl_divergence
 
-from gq_lightning.theory import bits_per_pixel, deviation_lower_bound, deviation_upper_bound, expected_usage, kl_bits
+from gq_lightning.theory import (
+    bits_per_pixel,
+    deviation_lower_bound,
+    deviation_probability,
+    deviation_upper_bound,
+    expected_usage,
+    kl_bits,
+)
 
 
 def test_kl_bits_agrees_with_torch_distributions():
@@ -85,3 +93,61 @@ def test_bounds_hold_for_random_codebooks():
             assert share <= deviation_upper_bound(t, mean * sigma).item() + 0.01
         else:
             assert share >= deviation_lower_bound(-t, mean + sigma).item() - 0.01
+
+
+@pytest.mark.parametrize("mean", [0.0, -0.7, 3.0, 8.0])
+@pytest.mark.parametrize("sigma", [1e-9, 1e-3, 0.1, 0.5, 1.0, 3.0])
+def test_deviation_probability_is_that_of_the_density(mean, sigma):
+    inside = quad(lambda x: sigma * math.exp(-((mean + sigma * x) ** 2) / 2) / math.sqrt(2 * math.pi), -1, 1, epsabs=0, epsrel=1e-12)[0]
+    for size in (1, 100, 1e11):
+        expected = size * math.log1p(-inside)
+        assert deviation_probability(mean, sigma, size, log=True).item() == pytest.approx(expected, rel=1e-9)
+        assert deviation_probability(mean, sigma, size).item() == pytest.approx(math.exp(expected), rel=1e-9)
+
+
+def test_deviation_probability_at_the_ends():
+    assert deviation_probability(1.0, 0.0, 10).item() == 1
+    assert deviation_probability(1.0, math.inf, 10).item() == 0
+    # the tails: 1 - p = 2 Phi(-20), of which 1 - p computed plainly leaves nothing
+    assert deviation_probability(0.0, 20.0, 2, log=True).item() == pytest.approx(2 * (math.log(2) - 203.917155), abs=1e-5)
+    # the probability underflows, its logarithm does not
+    assert deviation_probability(0.7, 1e-3, 1e9).item() == 0
+    assert deviation_probability(0.7, 1e-3, 1e9, log=True).item() == pytest.approx(-624714.5, rel=1e-3)
+
+
+def test_deviation_probability_falls_with_the_codebook_and_with_sigma_and_rises_with_the_mean():
+    sizes, sigmas, means = 2.0 ** torch.arange(0, 40), 2.0 ** torch.linspace(-20, 2, 200), torch.linspace(0, 8, 200)
+    assert (deviation_probability(0.7, 1e-3, sizes, log=True).diff() < 0).all()
+    # the two ways of computing it meet without a step
+    assert (deviation_probability(0.7, sigmas, 100, log=True).diff() < 0).all()
+    assert (deviation_probability(means, 0.4, 100, log=True).diff() > 0).all()
+    assert torch.equal(deviation_probability(-means, 0.4, 100), deviation_probability(means, 0.4, 100))
+    assert deviation_probability(means[:, None], sigmas, torch.tensor(10.0)).shape == (200, 200)
+
+
+def grid(size):
+    """(mean, sigma, t) of posteriors with means of 0 to 4 and sigmas of 1e-6 to 1, for log K = R + t."""
+    mean, sigma = torch.meshgrid(torch.linspace(0, 4, 41).double(), torch.logspace(-6, 0, 61).double(), indexing="ij")
+    return mean, sigma, math.log(size) - kl_bits(mean, 2 * sigma.log()) * math.log(2)
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 2**10, 2**16, 2**30])
+def test_deviation_probability_is_between_the_bounds(size):
+    mean, sigma, t = grid(size)
+    exact = deviation_probability(mean, sigma, size)
+    for c1 in (8.12, 0.5):
+        assert (exact <= deviation_upper_bound(t, c1) * (1 + 1e-12))[mean * sigma <= c1].all()
+    for c2 in (1.5, 0.3):
+        assert (exact >= deviation_lower_bound(-t, c2) - 1e-12)[mean + sigma <= c2].all()
+    # both hold for every posterior with c1 = 0 and with c2^2 = sigma^2 (1 + mu^2)
+    assert (exact <= deviation_upper_bound(t, 0.0) * (1 + 1e-9)).all()
+    c2 = sigma * (1 + mean.square()).sqrt()
+    lower = torch.stack([deviation_lower_bound(-at, float(c)) for at, c in zip(t.flatten(), c2.flatten(), strict=True)]).reshape(t.shape)
+    assert (exact >= lower - 1e-12).all()
+
+
+def test_the_lower_bound_needs_its_condition():
+    mean, sigma, t = grid(4)
+    beyond = deviation_probability(mean, sigma, 4) < deviation_lower_bound(-t, 1.5)
+    assert beyond.any()
+    assert ((mean + sigma)[beyond] > 1.5).all()
