@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 64;
+constexpr int64_t SHARE = 4096;  // posteriors that a thread takes at a time
 constexpr int64_t AHEAD = 8;  // values of a cell that are compared at once; the caller pads as many infinities
 
 template <typename V>  // single precision where the codebook is: half the memory, and all of it in the second cache
@@ -99,14 +100,17 @@ bool search(const Sorted<V>& book, const T* mean, const T* variance, double prio
 
 template <typename V, typename T>
 bool in_threads(const Sorted<V>& book, const T* mean, const T* variance, double prior_weight, int64_t count, int64_t* tokens, int64_t threads) {
-    threads = std::max<int64_t>(1, std::min(threads, count / 8192));
+    threads = std::max<int64_t>(1, std::min(threads, count / (2 * SHARE)));
     std::vector<std::thread> others;
+    std::atomic<int64_t> next{0};
     std::atomic<bool> valid{true};
-    const auto part = [&](int64_t t) {
-        if (!search(book, mean, variance, prior_weight, count * t / threads, count * (t + 1) / threads, tokens)) valid = false;
+    // a thread takes as long to wake as it has work to do: whoever is awake takes the next share
+    const auto work = [&] {
+        for (int64_t begin; (begin = next.fetch_add(SHARE)) < count;)
+            if (!search(book, mean, variance, prior_weight, begin, std::min(begin + SHARE, count), tokens)) valid = false;
     };
-    for (int64_t t = 1; t < threads; t++) others.emplace_back(part, t);
-    part(0);
+    for (int64_t t = 1; t < threads; t++) others.emplace_back(work);
+    work();
     for (auto& other : others) other.join();
     return valid;
 }

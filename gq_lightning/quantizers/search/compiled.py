@@ -36,8 +36,12 @@ def library(name: str, compile: bool = True) -> ctypes.CDLL | None:
 def path(name: str) -> Path:
     """Where the compiled code is, by what it is made of."""
     home = Path(os.environ.get("GQ_LIGHTNING_HOME") or user_cache_path("gq_lightning"))
-    digest = hashlib.sha256(_source(name).read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
-    return home / "compiled" / f"{name}-{digest}.so"
+    return home / "compiled" / f"{name}-{_digest(name)}.so"
+
+
+@cache  # a small search takes less time than its source to read
+def _digest(name: str) -> str:
+    return hashlib.sha256(_source(name).read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
 
 
 def call(function: Callable[..., None], *arguments: Tensor | int | float) -> None:
