@@ -60,8 +60,8 @@ GATHER = vq.gather_all_tensors
 
 def train(name: str, pictures: Path, folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
     make, judged = SETTINGS[name]
-    quantizer = make()
     torch.manual_seed(1)
+    quantizer = make()
     extra: dict[str, Any] = {"adversary": Adversary(PatchDiscriminator(8, layers=2), start=4, warmup=3)} if judged else {}
     tokenizer = small_tokenizer("vit", quantizer, learning_rate=1e-3, **extra)
     torch.manual_seed(5)
@@ -134,8 +134,12 @@ def test_ranks_are_equal_to_the_bit(name: str, results: list[dict[str, Any]]) ->
 def test_ranks_train_what_one_process_trains(name: str, results: list[dict[str, Any]]) -> None:
     alone, rank = results[0][name]["state"], results[1][name]["state"]
     assert alone.keys() == rank.keys()
+    for state in (alone, rank):
+        for key in (key for key in state if key.endswith("attn.qkv.bias")):
+            # softmax does not feel the bias of the keys: its gradient is rounding alone, of which Adam makes whole steps
+            state[key] = torch.cat(state[key].chunk(3)[::2])
     for key, value in alone.items():
-        torch.testing.assert_close(rank[key], value, rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(rank[key], value, rtol=1e-6, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
