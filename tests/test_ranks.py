@@ -21,13 +21,14 @@ from small import CONFIGS, small_tokenizer
 from torch import Tensor, distributed
 
 from gq_lightning.adversary import Adversary
-from gq_lightning.callbacks import TDC, ExactResume
+from gq_lightning.callbacks import TDC, BrokenPictures, ExactResume
 from gq_lightning.data import ImageFolder
 from gq_lightning.data.order import derived_seed
 from gq_lightning.discriminator import PatchDiscriminator
 from gq_lightning.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer, Quantizer, VectorQuantizer, vq
 
 STEPS, GLOBAL_BATCH, RANKS = 20, 4, 2
+BROKEN = (11, 3, 7)  # in the order of their names
 VQ: dict[str, Any] = {"bits_per_position": 10, "codebook_size": 32, "group_size": 4}
 # quantizer, None for Gaussian Quant under the TDC, and whether there is a discriminator
 SETTINGS: dict[str, tuple[Callable[[], Quantizer | None], bool]] = {
@@ -58,7 +59,7 @@ def gather_in_order(vectors: Tensor) -> list[Tensor]:
 GATHER = vq.gather_all_tensors
 
 
-def train(name: str, pictures: Path, folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
+def train(name: str, pictures: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
     make, judged = SETTINGS[name]
     torch.manual_seed(1)
     quantizer = make()
@@ -83,8 +84,8 @@ def train(name: str, pictures: Path, folder: Path, rank: int = 0, ranks: int = 1
         val_check_interval=STEPS,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        callbacks=[ExactResume(), SharedSeed(), *([TDC()] if quantizer is None else [])],
-        default_root_dir=folder,
+        callbacks=[ExactResume(), SharedSeed(), BrokenPictures(), *([TDC()] if quantizer is None else [])],
+        default_root_dir=pictures / str(ranks),
         **quiet,
     )
     with patch("torch.randn_like", lambda like: noise(like, rank, ranks)), patch.object(vq, "gather_all_tensors", gather_in_order):
@@ -104,6 +105,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for index in range(count):
             pixels = np.random.default_rng(index + 100 * (split == "val")).integers(0, 255, (5, 6, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(folder / split / f"{index}.png")
+    for index in BROKEN:
+        (folder / "train" / f"{index}.png").write_bytes(b"no picture")
+    for count in (1, RANKS):
+        (folder / str(count)).mkdir()
     environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
     calls = [[sys.executable, "-W", "ignore", __file__, str(folder), str(rank)] for rank in range(RANKS)]
     ranks = [
@@ -111,12 +116,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for rank, call in enumerate(calls)
     ]
     try:
-        alone = {name: train(name, folder, folder) for name in SETTINGS}
+        alone = {name: train(name, folder) for name in SETTINGS}
         errors = [process.communicate(timeout=180)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
     assert [process.returncode for process in ranks] == [0] * RANKS, "\n".join(error[-3000:] for error in errors)
+    for count in (1, RANKS):
+        report = (folder / str(count) / "broken_pictures.txt").read_text()
+        assert report == "".join(f"training folder: {index}.png\n" for index in BROKEN)
     return [alone, *(torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS))]
 
 
@@ -155,5 +163,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     # Lightning takes over a process group that is there already; this one needs no port
     distributed.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=RANKS)
-    torch.save({name: train(name, root, root, rank, RANKS) for name in SETTINGS}, root / f"{rank}.pt")
+    torch.save({name: train(name, root, rank, RANKS) for name in SETTINGS}, root / f"{rank}.pt")
     distributed.destroy_process_group()
