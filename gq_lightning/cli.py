@@ -22,7 +22,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from gq_lightning import commands
-from gq_lightning.callbacks import CheckpointFiles, Diagnostics, ExactResume, Export, LastCheckpoint, Reconstructions, TokenWriter
+from gq_lightning.callbacks import (
+    BrokenPictures,
+    CheckpointFiles,
+    Diagnostics,
+    ExactResume,
+    Export,
+    LastCheckpoint,
+    Reconstructions,
+    TokenWriter,
+)
 from gq_lightning.data import ImageDataModule
 from gq_lightning.errors import UserError
 from gq_lightning.summary import Format, render, summarize
@@ -133,13 +142,21 @@ class CommandLine(LightningCLI):
         if not self._get(self.config, "overwrite"):
             choices = "--ckpt_path last resumes it, --overwrite true replaces it, --name chooses another"
             raise UserError(f"{run}: a run is there already; {choices}")
-        for pattern in ("events.out.tfevents.*", "checkpoints/*.ckpt", "tokenizer/*", "metrics.json", "reconstructions.png", "config.yaml"):
+        for pattern in (
+            "events.out.tfevents.*",
+            "checkpoints/*.ckpt",
+            "tokenizer/*",
+            "metrics.json",
+            "reconstructions.png",
+            "config.yaml",
+            "broken_pictures.txt",
+        ):
             for path in run.glob(pattern):
                 path.unlink()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = Path(self._get(self.config_init, "trainer.default_root_dir"))
-        callbacks = [ExactResume(), LearningRateMonitor("step"), Reconstructions(), Diagnostics(), TokenWriter()]
+        callbacks = [ExactResume(), LearningRateMonitor("step"), Reconstructions(), Diagnostics(), BrokenPictures(), TokenWriter()]
         if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if (decay := self._get(self.config_init, "ema_decay")) is not None:

@@ -1,6 +1,7 @@
 """The tools of the command line: weights, convert, import-checkpoint, encode, decode, evaluate."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -109,10 +110,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     options = {"batch_size": arguments.batch_size, "workers": arguments.workers, "skip_broken": arguments.skip_broken}
     data = ImageFolder(root=folder, validation_root=folder, image_size=size, **options)
     values, protocol = evaluate(tokenizer, data.test_dataloader(), rfid=not arguments.no_rfid)
-    write_metrics(arguments.out, values, protocol, data.protocol(), tokenizer_fingerprint=tokenizer.fingerprint)
+    skipped: dict[str, int] = {"skipped_pictures": data.skipped} if data.skipped else {}
+    write_metrics(arguments.out, values, protocol, data.protocol(), tokenizer_fingerprint=tokenizer.fingerprint, **skipped)
     console = Console(soft_wrap=True)
     console.print(metrics_table(values, title=f"{values['images']} images of {arguments.data}"))
     console.print(str(arguments.out))
+    if skipped:  # each has been named, in a warning
+        print(f"{data.skipped} of {data.skipped + values['images']} pictures were broken and skipped", file=sys.stderr)
 
 
 def _load(arguments: argparse.Namespace) -> ImageTokenizer:

@@ -43,7 +43,7 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
-        x = x.float()
+        x = x.double()  # a difference of moments: where the deviation is small, float32 has few digits left of it
         moments = mean_over_ranks(torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))]))
         mean, deviation = moments[0], (moments[1] - moments[0].square()).clamp(min=0).sqrt()
         self.location.copy_(-mean.view_as(self.location))

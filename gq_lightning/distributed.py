@@ -17,3 +17,12 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def any_over_ranks(flags: Tensor) -> Tensor:
+    """1 where any rank's flag (uint8, of one shape) is 1; `flags` itself where there is one rank."""
+    if not is_distributed():
+        return flags
+    flags = flags.clone()
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return flags

@@ -1,5 +1,6 @@
 """Lightning callbacks: the TDC update, the Gaussian Quant post-training hook, export, pictures, diagnostics, resuming."""
 
+from gq_lightning.callbacks.broken_pictures import BrokenPictures
 from gq_lightning.callbacks.checkpoint_files import CheckpointFiles
 from gq_lightning.callbacks.diagnostics import Diagnostics
 from gq_lightning.callbacks.exact_resume import ExactResume
@@ -12,6 +13,7 @@ from gq_lightning.callbacks.tokens import TokenWriter
 
 __all__ = [
     "TDC",
+    "BrokenPictures",
     "CheckpointFiles",
     "Diagnostics",
     "ExactResume",

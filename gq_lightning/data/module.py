@@ -24,8 +24,9 @@ from gq_lightning.errors import UserError
 class ImageDataModule(LightningDataModule, ABC):
     """Images of one size, without labels.
 
-    Broken pictures: in training each is named once in a warning of the logger ``gq_lightning.data`` and replaced by the next
-    readable one; in evaluation the first stops the run with BrokenImage, or with `skip_broken` they are left out of the batches.
+    Broken pictures: in training each is named once, in a warning of the logger ``gq_lightning.data`` and in the run's
+    broken_pictures.txt, and replaced by the next readable one; in evaluation the first stops the run with BrokenImage, or with
+    `skip_broken` they are left out of the batches.
 
     A checkpoint holds the seed and the place in the epoch: a resumed training sees what the uninterrupted one would have seen.
 
@@ -85,10 +86,14 @@ class ImageDataModule(LightningDataModule, ABC):
         self.seed, self._resumed = state_dict["seed"], state_dict
 
     @property
+    def loaded(self) -> list[Guarded]:
+        """The picture sets that have been asked for, each with what was found to be broken; on all ranks the same sets."""
+        return [self.__dict__[name] for name in ("_training", "_evaluation") if name in self.__dict__]
+
+    @property
     def skipped(self) -> int:
         """How many broken pictures this process and its workers have come upon and gone without, each counted once."""
-        loaded = [self.__dict__[name] for name in ("_training", "_evaluation") if name in self.__dict__]
-        return sum(int(guarded.broken.count_nonzero()) for guarded in loaded)
+        return sum(int(guarded.broken.count_nonzero()) for guarded in self.loaded)
 
     def protocol(self) -> dict[str, Any]:
         """The evaluation set in plain data, free of machine paths, for results to be compared by."""

@@ -81,7 +81,10 @@ class FileSet(PictureSet):
         return self.names[index]
 
     def size(self, index: int) -> int:
-        return (self.root / self.names[index]).stat().st_size
+        try:
+            return (self.root / self.names[index]).stat().st_size
+        except OSError:  # a link to nothing: a broken picture, which must not stop an evaluation that goes without them
+            return 0
 
 
 def relative_names(root: Path, hint: str = "") -> list[str]:

@@ -1,0 +1,43 @@
+"""RUN/broken_pictures.txt: which pictures a training went without."""
+
+import os
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from gq_lightning.data import ImageDataModule
+from gq_lightning.distributed import any_over_ranks
+
+REPORT = "broken_pictures.txt"
+
+
+class BrokenPictures(Callback):
+    """Names each broken picture once, those of all workers and ranks, after each validation and at the end of fit.
+
+    Not as they are found: a picture that one rank has found, another may find later. A resumed training adds to the report.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        found = {
+            f"{guarded.pictures.split}: {guarded.name(index)}"
+            for guarded in data.loaded
+            for index in any_over_ranks(guarded.broken.to(pl_module.device)).nonzero().flatten().tolist()
+        }
+        if not (found and trainer.is_global_zero):
+            return
+        path = Path(trainer.default_root_dir) / REPORT
+        known = set(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()) if path.exists() else set()
+        if found <= known:
+            return
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in sorted(found | known)), encoding="utf-8", errors="surrogateescape")
+        os.replace(temporary, path)

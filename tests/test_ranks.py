@@ -1,0 +1,167 @@
+"""Two ranks (gloo) that share a global batch train what one process trains with it: every method, twenty steps in float32.
+
+Ranks see the pictures and crops of the one process by themselves, see `data.order`. Random numbers of a training step are drawn apart on
+purpose; here, and only here, all draw those of the global batch and take the rows of their own pictures.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import CONFIGS, small_tokenizer
+from torch import Tensor, distributed
+
+from gq_lightning.adversary import Adversary
+from gq_lightning.callbacks import TDC, BrokenPictures, ExactResume
+from gq_lightning.data import ImageFolder
+from gq_lightning.data.order import derived_seed
+from gq_lightning.discriminator import PatchDiscriminator
+from gq_lightning.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer, Quantizer, VectorQuantizer, vq
+
+STEPS, GLOBAL_BATCH, RANKS = 20, 4, 2
+BROKEN = (11, 3, 7)  # in the order of their names
+VQ: dict[str, Any] = {"bits_per_position": 10, "codebook_size": 32, "group_size": 4}
+# quantizer, None for Gaussian Quant under the TDC, and whether there is a discriminator
+SETTINGS: dict[str, tuple[Callable[[], Quantizer | None], bool]] = {
+    "gq": (lambda: None, False),
+    "gq and adversary": (lambda: None, True),
+    "vq": (lambda: VectorQuantizer(**VQ, dead_code_threshold=0.9), False),
+    "vq ema": (lambda: VectorQuantizer(**VQ, ema_decay=0.9, kmeans_init=True, dead_code_threshold=0.3), False),
+    "lfq": (lambda: LookupFreeQuantizer(16, temperature=1.0, entropy_weight=10.0), False),
+    "bsq": (lambda: BinarySphericalQuantizer(16, entropy_weight=10.0), False),
+}
+
+
+class SharedSeed(pl.Callback):
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(derived_seed(trainer.datamodule.seed, trainer.current_epoch, batch_idx))  # type: ignore[attr-defined]
+
+
+def noise(like: Tensor, rank: int, ranks: int) -> Tensor:
+    return torch.randn(len(like) * ranks, *like.shape[1:])[rank::ranks]
+
+
+def gather_in_order(vectors: Tensor) -> list[Tensor]:
+    """The vectors of all ranks, in the order in which one process has their pictures."""
+    images = [part.unflatten(0, (GLOBAL_BATCH // RANKS, -1)) for part in GATHER(vectors)]
+    return [torch.stack(images, dim=1).flatten(0, 2)]
+
+
+GATHER = vq.gather_all_tensors
+
+
+def train(name: str, pictures: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
+    make, judged = SETTINGS[name]
+    torch.manual_seed(1)
+    quantizer = make()
+    extra: dict[str, Any] = {"adversary": Adversary(PatchDiscriminator(8, layers=2), start=4, warmup=3)} if judged else {}
+    tokenizer = small_tokenizer("vit", quantizer, learning_rate=1e-3, **extra)
+    torch.manual_seed(5)
+    data = ImageFolder(
+        str(pictures / "train"),
+        str(pictures / "val"),
+        scale=(0.3, 1),
+        image_size=32,
+        batch_size=GLOBAL_BATCH // ranks,
+        evaluation_batch_size=2,
+        workers=0,
+    )
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="auto" if ranks == 1 else "ddp",
+        max_steps=STEPS,
+        val_check_interval=STEPS,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=[ExactResume(), SharedSeed(), BrokenPictures(), *([TDC()] if quantizer is None else [])],
+        default_root_dir=pictures / str(ranks),
+        **quiet,
+    )
+    with patch("torch.randn_like", lambda like: noise(like, rank, ranks)), patch.object(vq, "gather_all_tensors", gather_in_order):
+        before = dict(trainer.validate(tokenizer, data, verbose=False)[0])
+        trainer.fit(tokenizer, data)
+    after = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    return {"state": tokenizer.state_dict(), "before": before, "after": after}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of the one process, and of each rank: by setting, the final state and the metrics before and after training."""
+    folder = tmp_path_factory.mktemp("ranks")
+    # an epoch leaves out two pictures; one rank evaluates three pictures in two batches, the other two in one
+    for split, count in (("train", 22), ("val", 5)):
+        (folder / split).mkdir()
+        for index in range(count):
+            pixels = np.random.default_rng(index + 100 * (split == "val")).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(folder / split / f"{index}.png")
+    for index in BROKEN:
+        (folder / "train" / f"{index}.png").write_bytes(b"no picture")
+    for count in (1, RANKS):
+        (folder / str(count)).mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
+    calls = [[sys.executable, "-W", "ignore", __file__, str(folder), str(rank)] for rank in range(RANKS)]
+    ranks = [
+        subprocess.Popen(call, env={**environment, "LOCAL_RANK": str(rank)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for rank, call in enumerate(calls)
+    ]
+    try:
+        alone = {name: train(name, folder) for name in SETTINGS}
+        errors = [process.communicate(timeout=180)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0] * RANKS, "\n".join(error[-3000:] for error in errors)
+    for count in (1, RANKS):
+        report = (folder / str(count) / "broken_pictures.txt").read_text()
+        assert report == "".join(f"training folder: {index}.png\n" for index in BROKEN)
+    return [alone, *(torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS))]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_ranks_are_equal_to_the_bit(name: str, results: list[dict[str, Any]]) -> None:
+    _, first, second = (result[name] for result in results)
+    assert first["before"] == second["before"] and first["after"] == second["after"]
+    for key, value in first["state"].items():
+        assert torch.equal(value, second["state"][key]), key
+    if name.startswith("gq"):
+        assert 1 not in {first["state"][f"quantizer.tdc.lambda_{multiplier}"].item() for multiplier in ("min", "mean", "max")}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_ranks_train_what_one_process_trains(name: str, results: list[dict[str, Any]]) -> None:
+    alone, rank = results[0][name]["state"], results[1][name]["state"]
+    assert alone.keys() == rank.keys()
+    for state in (alone, rank):
+        for key in (key for key in state if key.endswith("attn.qkv.bias")):
+            # softmax does not feel the bias of the keys: its gradient is rounding alone, of which Adam makes whole steps
+            state[key] = torch.cat(state[key].chunk(3)[::2])
+    for key, value in alone.items():
+        torch.testing.assert_close(rank[key], value, rtol=1e-6, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_picture_is_measured_once(name: str, results: list[dict[str, Any]]) -> None:
+    alone, rank = results[0][name], results[1][name]
+    assert alone["before"]["val/images"] == 5
+    for when in ("before", "after"):
+        assert rank[when] == pytest.approx(alone[when], rel=1e-6, abs=1e-6)
+
+
+if __name__ == "__main__":
+    root, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    # Lightning takes over a process group that is there already; this one needs no port
+    distributed.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=RANKS)
+    torch.save({name: train(name, root, rank, RANKS) for name in SETTINGS}, root / f"{rank}.pt")
+    distributed.destroy_process_group()
