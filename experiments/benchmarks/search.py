@@ -153,9 +153,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         values = [taken[2**bits, "product"] / taken[2**bits, "search"] for bits in BITS]
         roofline.loglog([2**bits for bits in BITS], values, marker=marker, markersize=5, label=f"m = {m}")
     roofline.axhline(1, color="black", linewidth=0.8, linestyle=":")
-    roofline.set(
-        xlabel="codewords K", ylabel="time of the bare product / time of the search", title="N = 4 096; above 1: faster than the product"
-    )
+    roofline.set(xlabel="codewords K", ylabel="time of the bare product / time of the search", title="N = 4 096 (above 1: faster)")
     roofline.legend(frameon=False)
     for axes in (over_n, over_k, roofline):
         axes.grid(True, which="major", linewidth=0.4, alpha=0.6)
