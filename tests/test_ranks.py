@@ -34,7 +34,7 @@ MULTIPLIERS = ("lambda_min", "lambda_mean", "lambda_max")
 
 
 def gaussian() -> Quantizer:
-    """Thresholds among the divergences of the first steps: statistics of one rank alone would move each multiplier another way."""
+    """Thresholds among the divergences of the first steps: one rank's smallest and largest alone would decide otherwise."""
     return GaussianQuantizer(4, latent_channels=4, codebook_size=4, alpha=1.88, beta=1.1)
 
 
