@@ -25,15 +25,23 @@ from gq_lightning.callbacks import TDC, BrokenPictures, ExactResume
 from gq_lightning.data import ImageFolder
 from gq_lightning.data.order import derived_seed
 from gq_lightning.discriminator import PatchDiscriminator
-from gq_lightning.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer, Quantizer, VectorQuantizer, vq
+from gq_lightning.quantizers import BinarySphericalQuantizer, GaussianQuantizer, LookupFreeQuantizer, Quantizer, VectorQuantizer, vq
 
 STEPS, GLOBAL_BATCH, RANKS = 20, 4, 2
 BROKEN = (11, 3, 7)  # in the order of their names
 VQ: dict[str, Any] = {"bits_per_position": 10, "codebook_size": 32, "group_size": 4}
-# quantizer, None for Gaussian Quant under the TDC, and whether there is a discriminator
-SETTINGS: dict[str, tuple[Callable[[], Quantizer | None], bool]] = {
-    "gq": (lambda: None, False),
-    "gq and adversary": (lambda: None, True),
+MULTIPLIERS = ("lambda_min", "lambda_mean", "lambda_max")
+
+
+def gaussian() -> Quantizer:
+    """Thresholds among the divergences of the first steps: one rank's smallest and largest alone would decide otherwise."""
+    return GaussianQuantizer(4, latent_channels=4, codebook_size=4, alpha=1.88, beta=1.1)
+
+
+# quantizer and whether there is a discriminator
+SETTINGS: dict[str, tuple[Callable[[], Quantizer], bool]] = {
+    "gq": (gaussian, False),
+    "gq and adversary": (gaussian, True),
     "vq": (lambda: VectorQuantizer(**VQ, dead_code_threshold=0.9), False),
     "vq ema": (lambda: VectorQuantizer(**VQ, ema_decay=0.9, kmeans_init=True, dead_code_threshold=0.3), False),
     "lfq": (lambda: LookupFreeQuantizer(16, temperature=1.0, entropy_weight=10.0), False),
@@ -44,6 +52,16 @@ SETTINGS: dict[str, tuple[Callable[[], Quantizer | None], bool]] = {
 class SharedSeed(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(derived_seed(trainer.datamodule.seed, trainer.current_epoch, batch_idx))  # type: ignore[attr-defined]
+
+
+class History(pl.Callback):
+    """The multipliers after each step, before DistributedDataParallel makes the buffers of all ranks those of the first."""
+
+    def __init__(self) -> None:
+        self.multipliers: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.multipliers.append(torch.stack([getattr(pl_module.quantizer.tdc, name) for name in MULTIPLIERS]))  # type: ignore[union-attr]
 
 
 def noise(like: Tensor, rank: int, ranks: int) -> Tensor:
@@ -75,6 +93,7 @@ def train(name: str, pictures: Path, rank: int = 0, ranks: int = 1) -> dict[str,
         evaluation_batch_size=2,
         workers=0,
     )
+    history = History()
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -84,7 +103,7 @@ def train(name: str, pictures: Path, rank: int = 0, ranks: int = 1) -> dict[str,
         val_check_interval=STEPS,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        callbacks=[ExactResume(), SharedSeed(), BrokenPictures(), *([TDC()] if quantizer is None else [])],
+        callbacks=[ExactResume(), SharedSeed(), BrokenPictures(), *([TDC(), history] if isinstance(quantizer, GaussianQuantizer) else [])],
         default_root_dir=pictures / str(ranks),
         **quiet,
     )
@@ -92,7 +111,7 @@ def train(name: str, pictures: Path, rank: int = 0, ranks: int = 1) -> dict[str,
         before = dict(trainer.validate(tokenizer, data, verbose=False)[0])
         trainer.fit(tokenizer, data)
     after = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-    return {"state": tokenizer.state_dict(), "before": before, "after": after}
+    return {"state": tokenizer.state_dict(), "before": before, "after": after, "multipliers": history.multipliers}
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +153,17 @@ def test_ranks_are_equal_to_the_bit(name: str, results: list[dict[str, Any]]) ->
     assert first["before"] == second["before"] and first["after"] == second["after"]
     for key, value in first["state"].items():
         assert torch.equal(value, second["state"][key]), key
-    if name.startswith("gq"):
-        assert 1 not in {first["state"][f"quantizer.tdc.lambda_{multiplier}"].item() for multiplier in ("min", "mean", "max")}
+
+
+@pytest.mark.parametrize("name", ["gq", "gq and adversary"])
+def test_multipliers_are_those_of_one_process_at_every_step(name: str, results: list[dict[str, Any]]) -> None:
+    alone, *ranks = (torch.stack(result[name]["multipliers"]) for result in results)
+    assert alone.shape == (STEPS, 3)
+    # each goes up and down
+    steps = torch.cat([torch.ones(1, 3), alone]).diff(dim=0)
+    assert (steps > 0).any(dim=0).all() and (steps < 0).any(dim=0).all()
+    for rank in ranks:
+        assert torch.equal(rank, alone)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
