@@ -104,6 +104,8 @@ def choose(spec: Spec, profile: str | None, sweep: bool = False) -> Spec:
     plain = {key: value for key, value in spec.items() if key != "profiles"}
     layers: list[Spec] = []
     while profile is not None:
+        if profile not in profiles:
+            raise SpecError(f"profiles: one is like {profile}, which there is not; there are {', '.join(profiles)}")
         layers.append({key: value for key, value in profiles[profile].items() if key != "like"})
         profile = profiles[profile].get("like")
     chosen = functools.reduce(layered, reversed(layers), plain)

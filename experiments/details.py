@@ -6,7 +6,6 @@ The trajectories are read from TensorBoard's events of the training batches, the
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gq_lightning import ImageTokenizer
 from gq_lightning.data import ImageFolder
+from running import write_json
 
 SERIES = ("tdc/lambda_min", "tdc/lambda_mean", "tdc/lambda_max", "bits/min", "bits/mean", "bits/max")
 WIDTH = 0.1  # bits, of a bin: a fifth of the TDC's tolerance
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     tokenizer = ImageTokenizer.from_pretrained(options.run / "tokenizer")
     content = {"trajectories": trajectories(options.run), "bits_histogram": histogram(tokenizer, options.data)}
-    (options.run / "details.json").write_text(json.dumps(content) + "\n")
+    write_json(options.run / "details.json", content)
     return 0
 
 

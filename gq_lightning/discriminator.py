@@ -43,9 +43,10 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
-        x = x.double()  # a difference of moments: where the deviation is small, float32 has few digits left of it
-        moments = mean_over_ranks(torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))]))
-        mean, deviation = moments[0], (moments[1] - moments[0].square()).clamp(min=0).sqrt()
+        x = x.float()
+        mean = mean_over_ranks(x.mean(dim=(0, 2, 3)))
+        # from the mean, not as a difference of moments: where the deviation is small, float32 has few digits left of that
+        deviation = mean_over_ranks((x - mean.view(-1, 1, 1)).square().mean(dim=(0, 2, 3))).sqrt()
         self.location.copy_(-mean.view_as(self.location))
         self.scale.copy_((deviation + 1e-6).reciprocal().view_as(self.scale))
         self.initialized.fill_(True)

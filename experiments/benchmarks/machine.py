@@ -30,3 +30,17 @@ def write(content: dict[str, Any], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
+
+
+def peak() -> float:
+    """MiB at most since the last call: allocated on the GPU, else resident, where the system tells (Linux)."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+    try:
+        peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")) / 1024
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, StopIteration):
+        return 0.0
+    return peak

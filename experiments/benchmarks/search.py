@@ -8,8 +8,8 @@ plain     log-probabilities of all codewords by Normal.log_prob, 8 posteriors at
 product   (N, 2m) x (2m, K) in float32, in blocks of 256 x 4096 that stay in the cache, nothing done with the result: the roofline
 
 The forms take turns within every repeat; medians. A cell whose N would take longer than --seconds is timed with fewer posteriors and
-scaled: `timed` has their number; one that takes much less is timed several times in a turn. Memory is what a fresh process's peak
-rises by. Writes search.json and search.png.
+scaled: `timed` has their number; one that takes much less is timed several times in a turn. Memory is what a fresh process
+grows by at most. Writes search.json and search.png.
 """
 
 import argparse
@@ -110,14 +110,13 @@ def cell(tokens: int, size: int, m: int, patience: float) -> list[dict[str, Any]
 
 MEMORY = """
 import sys
-from pathlib import Path
 sys.path.insert(0, {folder!r})
+from machine import peak
 from search import forms, problem
-def peak():
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 mean, variance, codebook = problem({tokens}, 65536, {m})
 call = forms(mean, variance, codebook)[{form!r}]
 call(8)
+peak()
 before = peak()
 call({tokens})
 print(peak() - before)
@@ -125,10 +124,10 @@ print(peak() - before)
 
 
 def memory(form: str, m: int, tokens: int) -> float:
-    """MiB by which a process's peak rises in one call; Linux alone tells."""
+    """MiB by which a process grows at most in one call; Linux alone tells."""
     code = MEMORY.format(folder=str(Path(__file__).parent), form=form, m=m, tokens=tokens)
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return int(done.stdout) / 1024
+    return float(done.stdout)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

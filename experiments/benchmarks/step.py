@@ -32,7 +32,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.profilers import Profiler
 from loader import write_photographs
-from machine import machine, write
+from machine import machine, peak, write
 from rich.console import Console
 from rich.table import Table
 
@@ -96,7 +96,7 @@ class Parts(Profiler):
             if len(self.steps) == self.count:
                 raise Done
             if len(self.steps) == self.unseen:
-                self.peak = _peak()  # of all before; from here on, of each part
+                self.peak = peak()  # of all before; from here on, of each part
             self.steps.append(defaultdict(float))
         if (part := _part(action_name)) is not None:
             self.enter(part)
@@ -133,27 +133,13 @@ class Parts(Profiler):
             part = self._open[-1]
             self.steps[-1][part] += time.perf_counter() - self._since
             if len(self.steps) > self.unseen:
-                self.peaks[part] = max(self.peaks[part], _peak())
+                self.peaks[part] = max(self.peaks[part], peak())
         self._since = time.perf_counter()  # what the look at the memory took is no part's
 
 
 def _part(action: str) -> str | None:
     """The part that one of Lightning's actions belongs to."""
     return "data" if action.endswith(("train_dataloader_next", ".batch_to_device")) else None
-
-
-def _peak() -> float:
-    """MiB at most since the last call: allocated on the GPU, else resident, where the system tells (Linux)."""
-    if CUDA:
-        peak = torch.cuda.max_memory_allocated() / 2**20
-        torch.cuda.reset_peak_memory_stats()
-        return peak
-    try:
-        peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")) / 1024
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, StopIteration):
-        return 0.0
-    return peak
 
 
 def measure(scale: str, backbone: str, steps: int) -> dict[str, Any]:
