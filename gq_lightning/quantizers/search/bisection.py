@@ -26,9 +26,9 @@ def compiled_search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weig
         return None
     wide = torch.promote_types(torch.promote_types(mean.dtype, variance.dtype), torch.float32)
     mean, variance = mean.to(wide).contiguous(), variance.to(wide).contiguous()
-    values, indices, starts, low, per_unit = prepared(codebook, _cells)
+    values, indices, middles, starts, low, per_unit = prepared(codebook, _cells)
     tokens, valid = torch.empty(len(mean), dtype=torch.int64), torch.empty(1, dtype=torch.int64)
-    book = (values, values.dtype == torch.float64, indices, starts, len(indices), len(starts) - 1, low, per_unit)
+    book = (values, indices, middles, starts, len(values), len(starts) - 1, low, per_unit)
     posteriors = (mean, variance, wide == torch.float64)
     call(functions.gq_bisect, *book, *posteriors, float(prior_weight), len(mean), tokens, valid, torch.get_num_threads())
     return tokens, bool(valid)
@@ -61,16 +61,15 @@ def _sort(codebook: Tensor) -> tuple[Tensor, Tensor]:
     return values[first], order[first]
 
 
-def _cells(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, float, float]:
-    """For the C++: `_sort` with padded values, the first value of each cell of a grid, the grid's low end, cells per unit."""
+def _cells(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, float, float]:
+    """For the C++: `_sort`, the middles between values, how many of them lie before each cell of a grid, its low end, cells per unit."""
     values, indices = _sort(codebook)
-    # twice as many cells as values leave two values to the fullest cells of a Gaussian codebook
+    # twice as many cells as values leave about two middles to the fullest cells of a Gaussian codebook
     low, width, cells = float(values[0]), float(values[-1] - values[0]), 2 * len(values)
     per_unit = cells / width if width > 0 else 0.0
-    starts = torch.empty(cells + 1, dtype=torch.int32)
+    indices = indices.int()
+    middles, starts = torch.empty(len(values) + 8), torch.empty(cells + 1, dtype=torch.int32)
     functions = library("bisection")
     assert functions is not None
-    call(functions.gq_cells, values, len(values), cells, low, per_unit, starts)
-    padded = torch.cat([values[:1], values[:1], values, values.new_full((8,), torch.inf)])
-    exact = torch.promote_types(codebook.dtype, torch.float32)
-    return padded.to(exact), indices.int(), starts, low, per_unit
+    call(functions.gq_cells, values, len(values), cells, low, per_unit, indices, middles, starts)
+    return values, indices, middles, starts, low, per_unit
