@@ -40,7 +40,7 @@ sweep-fig1: $(READY)  ## the learning rates of Figure 1's methods: PROFILE=cpu D
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) --sweep $(if $(DATA),--data "$(DATA)") --jobs $(JOBS)
 
-reproduce-theory: $(READY)  ## the two bounds of Gaussian Quant by experiment, one dimension: about 5 minutes on one thread
+reproduce-theory: $(READY)  ## the two bounds of Gaussian Quant by experiment, one dimension: about 15 minutes on one thread
 	OMP_NUM_THREADS=1 $(RUN) experiments/theory.py
 
 ABLATIONS := experiments/reproduce.py experiments/ablations.yaml --data "$(DATA)" --jobs $(JOBS)

@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from arms import ROOT, Spec, SpecError, arms, choose, read
-from plot import COLOURS, LINES, MARKERS, save
+from plot import COLOURS, LINES, MARKERS, plain, save
 from running import finished
 
 Content = dict[str, Any]
@@ -143,9 +143,7 @@ FIGURES: dict[str, Callable[[dict[str, Any], Rows], Figure]] = {"histogram": his
 def _name(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
 
 
 def show(spec: Path, results: Path, runs: str) -> str:

@@ -184,6 +184,13 @@ def _panel(axes: Axes, name: str, source: list[Point], series: list[str], styles
             )
 
 
+def plain(axes: Axes) -> None:
+    """The look of all figures: a faint grid, no frame."""
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def _ticks(axes: Axes, xs: list[float], logarithmic: bool) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(xs, [f"{x:g}" for x in xs])
@@ -192,6 +199,4 @@ def _ticks(axes: Axes, xs: list[float], logarithmic: bool) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gq_lightning.theory import deviation_lower_bound, deviation_probability, deviation_upper_bound
-from plot import COLOURS, MARKERS
+from plot import COLOURS, MARKERS, plain
 
 UPPER, LOWER, LIMIT = COLOURS[4], COLOURS[5], "0.55"
 # the points of all means lie on one curve: nested markers, the largest first
@@ -33,9 +33,7 @@ def figure(points: list[dict[str, Any]], c1: float, c2: float) -> Figure:
             _point(axes, point, styles[point["mu"]], logarithmic)
         axes.set_xlabel("t = ln K \N{MINUS SIGN} R, nats", fontsize=9)
         axes.set_xlim(-10.8, 15.4)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     left.set_title("Pr{|nearest codeword \N{MINUS SIGN} μ| > \N{GREEK SMALL LETTER SIGMA}}", fontsize=10)
     left.set_ylim(-0.03, 1.05)
     right.set_title("\N{MINUS SIGN}ln Pr: doubly exponential decay is a line", fontsize=10)
