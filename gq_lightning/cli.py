@@ -32,6 +32,7 @@ from gq_lightning.callbacks import (
     Reconstructions,
     TokenWriter,
 )
+from gq_lightning.callbacks.broken_pictures import REPORT
 from gq_lightning.data import ImageDataModule
 from gq_lightning.errors import UserError
 from gq_lightning.summary import Format, render, summarize
@@ -149,7 +150,7 @@ class CommandLine(LightningCLI):
             "metrics.json",
             "reconstructions.png",
             "config.yaml",
-            "broken_pictures.txt",
+            REPORT,
         ):
             for path in run.glob(pattern):
                 path.unlink()
