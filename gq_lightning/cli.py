@@ -23,12 +23,15 @@ from rich.console import Console
 
 from gq_lightning import commands
 from gq_lightning.callbacks import (
+    Acceleration,
+    Advice,
     BrokenPictures,
     CheckpointFiles,
     Diagnostics,
     ExactResume,
     Export,
     LastCheckpoint,
+    NonFinite,
     Reconstructions,
     TokenWriter,
 )
@@ -105,6 +108,8 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(Advice, "advice")
+        parser.add_lightning_class_args(Acceleration, "acceleration")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/psnr",
@@ -157,7 +162,15 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = Path(self._get(self.config_init, "trainer.default_root_dir"))
-        callbacks = [ExactResume(), LearningRateMonitor("step"), Reconstructions(), Diagnostics(), BrokenPictures(), TokenWriter()]
+        callbacks = [
+            ExactResume(),
+            NonFinite(),
+            LearningRateMonitor("step"),
+            Reconstructions(),
+            Diagnostics(),
+            BrokenPictures(),
+            TokenWriter(),
+        ]
         if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if (decay := self._get(self.config_init, "ema_decay")) is not None:

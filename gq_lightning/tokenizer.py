@@ -209,19 +209,19 @@ class ImageTokenizer(Pretrained, LightningModule):
         generator, *discriminator = zip(self._optimizers(), self._schedulers(), strict=True)
         with nullcontext() if complete else self._without_synchronisation():
             self.manual_backward(total / self.accumulate)
-        norm = take_step(*generator, self.gradient_clip, counted=True) if complete else None
+        norms = [take_step(*generator, self.gradient_clip, counted=True)] if complete else []
         if adversary is not None and adversary.learns(step):
             judgement, more = adversary.discriminator_loss(batch, reconstructions)
             # not manual_backward: that one prepares DDP of the generator for gradients which do not come
             (judgement / self.accumulate).backward()
             parts = parts | more
             if complete:
-                take_step(*discriminator[0], self.gradient_clip, counted=False)
-        if norm is not None and is_written(self.trainer):
+                norms.append(take_step(*discriminator[0], self.gradient_clip, counted=False))
+        if complete and is_written(self.trainer):
             parts = parts | {"reconstruction": reconstruction, "penalty": quantized.penalty}
-            self.log_dict({"gradient_norm": norm} | {f"loss/{name}": value for name, value in parts.items()})
+            self.log_dict({"gradient_norm": norms[0]} | {f"loss/{name}": value for name, value in parts.items()})
             self.log("loss", total, prog_bar=True)
-        return {"loss": total, "diagnostics": quantized.diagnostics}
+        return {"loss": total, "gradient_norms": norms, "diagnostics": quantized.diagnostics}
 
     def new_metrics(self, rfid: bool) -> ReconstructionMetrics:
         """Metrics that fit this tokenizer, on its device."""

@@ -68,7 +68,7 @@ def test_run_folder(run: Path) -> None:
 def test_tensorboard_events(run: Path) -> None:
     events = EventAccumulator(str(run)).Reload()
     scalars = set(events.Tags()["scalars"])
-    assert {"loss", "loss/reconstruction", "loss/penalty", "val/psnr", "val/gaussian_psnr", "images_per_second"} <= scalars
+    assert {"loss", "loss/reconstruction", "loss/penalty", "val/psnr", "val/gaussian_psnr", "images_per_second", "memory_gib"} <= scalars
     assert {"tdc/lambda_min", "tdc/lambda_mean", "tdc/lambda_max", "bits/min", "bits/mean", "bits/max", "final/psnr"} <= scalars
     assert events.Tags()["histograms"] == ["bits_per_token"]
     assert events.Tags()["images"] == ["reconstructions"]

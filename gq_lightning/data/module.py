@@ -7,6 +7,7 @@ evaluation_set() -> in order, every picture exactly once on one of the ranks; va
 import os
 from abc import ABC, abstractmethod
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -119,12 +120,18 @@ class ImageDataModule(LightningDataModule, ABC):
             raise UserError(
                 f"the training set has {images} pictures, too few for one batch of {self.batch_size}{where}: lower data.batch_size"
             )
-        order = Shuffled(self._training, ranks, distributed.get_rank() if ranks > 1 else 0, self.seed)
-        self._training_loader = loader = self._loader(self._training, self.batch_size, sampler=order, drop_last=True)
+        self._training_loader = loader = self._loader(self._training, self.batch_size, sampler=self._order(), drop_last=True)
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
             self._resumed = None
         return loader
+
+    def batch_names(self, epoch: int, batch: int) -> list[str]:
+        """Names of the pictures of this rank's training batch; where one is broken, the next readable one was in its place."""
+        order = self._order()
+        order.set_epoch(epoch)
+        order.start = batch * self.batch_size
+        return [self._training.name(index) for index, _ in islice(order, self.batch_size)]
 
     def val_dataloader(self) -> Loader:
         """The evaluation set in order. Where ranks do not divide it, some have a batch more: reduce after the loop, not in it."""
@@ -139,6 +146,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def predict_dataloader(self) -> Loader:
         return self.val_dataloader()
+
+    def _order(self) -> Shuffled:
+        ranks = _ranks()
+        return Shuffled(self._training, ranks, distributed.get_rank() if ranks > 1 else 0, self.seed)
 
     def _loader(self, pictures: Guarded, batch_size: int, **settings: Any) -> Loader:
         workers = min(self.workers, _cores())

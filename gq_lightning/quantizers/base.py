@@ -24,7 +24,8 @@ class Quantized:
         latents: (..., latent_channels), for the decoder; gradients flow to the features.
         penalty: scalar, added to the loss: the sum over the positions of one image, averaged over the first axis (the images).
         diagnostics: detached tensors by name. Gaussian quantizers give `bits` (..., tokens_per_position), the KL of each
-            token, and `mean` (..., latent_channels), the latents before discretisation.
+            token, `mean` (..., latent_channels), the latents before discretisation, and `dimension_bits` (latent_channels,), the KL
+            of each latent dimension averaged over all positions.
     """
 
     latents: Tensor

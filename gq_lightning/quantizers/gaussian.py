@@ -84,11 +84,13 @@ class GaussianQuantizer(Quantizer):
 
     def forward(self, features: Tensor) -> Quantized:
         mean, log_variance = self.posterior(features)
-        bits = self.group(kl_bits(mean, log_variance)).sum(dim=-1)
+        divergence = kl_bits(mean, log_variance)
+        bits = self.group(divergence).sum(dim=-1)
         latents = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
         images = features.shape[0] if features.ndim > 1 else 1
         penalty = self.penalty_weight * self.tdc.penalty(bits).sum() / images
-        return Quantized(latents, penalty, {"bits": bits.detach(), "mean": mean.detach()})
+        dimension_bits = divergence.detach().flatten(0, -2).mean(dim=0)
+        return Quantized(latents, penalty, {"bits": bits.detach(), "mean": mean.detach(), "dimension_bits": dimension_bits})
 
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:
