@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,21 @@ class CheckpointFiles(CheckpointIO):
         _flush(path.parent)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return self._io.load_checkpoint(path, map_location or (lambda storage, location: storage), weights_only)
+        """Tensors and plain data; a pickle that would run code is refused, unless `weights_only` is False in so many words.
+
+        Raises:
+            UserError: the file is damaged, no checkpoint, or holds more than that. FileNotFoundError: there is none.
+        """
+        try:
+            return self._io.load_checkpoint(path, map_location or (lambda storage, location: storage), weights_only is not False)
+        except FileNotFoundError:
+            raise
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+            # torch explains at length how to run what is in the file
+            reason = str(error).strip().splitlines()[0] if isinstance(error, OSError) else type(error).__name__
+            raise UserError(
+                f"{path}: damaged, no checkpoint, or with more in it than tensors and plain data ({reason}): take another"
+            ) from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
         self._io.remove_checkpoint(path)

@@ -38,6 +38,42 @@ def test_round_trip(path: Path) -> None:
         held(path)
 
 
+class Code:
+    """Runs when it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.witness,)
+
+
+def test_no_code_of_a_checkpoint_is_run(path: Path, tmp_path: Path) -> None:
+    torch.save(OLD | {"extra": Code(tmp_path / "witness")}, path)
+    for weights_only in (None, True):
+        with pytest.raises(UserError, match=r"last\.ckpt: damaged, no checkpoint, or with more in it") as error:
+            CheckpointFiles().load_checkpoint(path, weights_only=weights_only)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "witness").exists()
+    # as asked for
+    CheckpointFiles().load_checkpoint(path, weights_only=False)
+    assert (tmp_path / "witness").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half a zip"])
+def test_what_is_no_checkpoint(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"last\.ckpt: damaged"):
+        CheckpointFiles().load_checkpoint(path)
+
+
+def test_half_a_checkpoint(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"last\.ckpt: damaged"):
+        CheckpointFiles().load_checkpoint(path)
+
+
 def test_a_write_that_was_cut_short_leaves_the_old_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
         pass
