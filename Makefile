@@ -1,7 +1,6 @@
 # Every target sets itself up: it makes .venv and installs the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
-JOBS ?= 1
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
@@ -30,22 +29,22 @@ demo: $(READY)  ## train, convert and measure on photographs that ship with scik
 
 methods: $(READY)  ## train and measure every method on the same photographs, one after the other: about 50 minutes on two cores
 	$(RUN) -m gq_lightning weights
-	$(RUN) experiments/reproduce.py experiments/methods.yaml --jobs $(JOBS)
+	$(RUN) experiments/reproduce.py experiments/methods.yaml $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; smoke takes about 8 minutes with JOBS=2
+reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; smoke takes about 8 minutes on two cores
 	$(RUN) -m gq_lightning weights
-	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") --jobs $(JOBS)
+	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS))
 
 sweep-fig1: $(READY)  ## the learning rates of Figure 1's methods: PROFILE=cpu DATA=FOLDER [JOBS=n]
 	$(RUN) -m gq_lightning weights
-	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) --sweep $(if $(DATA),--data "$(DATA)") --jobs $(JOBS)
+	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) --sweep $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS))
 
 reproduce-theory: $(READY)  ## the two bounds of Gaussian Quant by experiment, one dimension: about 15 minutes on one thread
 	OMP_NUM_THREADS=1 $(RUN) experiments/theory.py
 
-ABLATIONS := experiments/reproduce.py experiments/ablations.yaml --data "$(DATA)" --jobs $(JOBS)
+ABLATIONS := experiments/reproduce.py experiments/ablations.yaml --data "$(DATA)" $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-ablations: $(READY)  ## ablations: DATA=FOLDER with train/ and val/ [JOBS=n]; about 80 minutes on one thread
+reproduce-ablations: $(READY)  ## ablations: DATA=FOLDER with train/ and val/ [JOBS=n]; about 80 minutes of one thread, one arm a core
 	$(RUN) -m gq_lightning weights
 	$(RUN) $(ABLATIONS) --profile train
 	$(RUN) $(ABLATIONS) --profile convert

@@ -13,6 +13,7 @@ A spec has
     command:    "python …", where an arm is not a `fit` of all that; "{axis}" is filled in, and "{folder}", that of its run, where it
                 is to leave a metrics.json, and "{profiles}", the folder above, with the runs of all profiles
     then:       ["python …"], commands that follow the first, likewise; a details.json that they leave gets into the arm's JSON
+    jobs:       `cores` where every arm has one thread: as many arms at a time as there are cores, unless the call says how many
     cost:       what an arm takes before any was measured, see estimates.py
     table, plot: what to show, see reproduce.py and plot.py
     profiles:   {name: layer}; a layer is a spec whose mappings are merged with, whose configs and rules are appended to, and whose

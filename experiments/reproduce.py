@@ -9,6 +9,7 @@ again, and nothing is lost. An arm that fails is reported at the end, the others
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -129,13 +130,18 @@ def show(spec: Spec, measured: list[dict[str, Any]], results: Path, call: str) -
             print(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Runs an experiment written as YAML; finished arms are skipped.")
     parser.add_argument("spec", type=Path, help="YAML file, see experiments/arms.py")
     parser.add_argument("--profile", help="one of the spec's profiles")
     parser.add_argument("--sweep", action="store_true", help="run the profile's sweep instead")
     parser.add_argument("--data", help="folder of the pictures, where the profile wants one")
-    parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
+    parser.add_argument("--jobs", type=int, help="arms at a time; by default one a core where the profile says `jobs: cores`, else 1")
     parser.add_argument("--only", default="", help="run only the arms whose names contain this")
     parser.add_argument("--dry-run", action="store_true", help="print the command of every arm and what it takes, and run nothing")
     parser.add_argument("--results", type=Path, default=Path("experiments/results"), help="folder of all results")
@@ -155,10 +161,11 @@ def experiment(options: argparse.Namespace) -> int:
     every = arms(spec, "/".join([options.runs, *parts]))
     if not (planned := [arm for arm in every if options.only in arm.name]):
         raise SpecError(f"--only {options.only}: no arm has it in its name; {every[0].name} is one of {len(every)}")
-    if options.jobs < 1:
-        raise SpecError(f"--jobs {options.jobs}: give a positive number")
+    jobs = options.jobs if options.jobs is not None else cores() if spec.get("jobs") == "cores" else 1
+    if jobs < 1:
+        raise SpecError(f"--jobs {jobs}: give a positive number")
     data = str(Path(options.data).expanduser().resolve()) if options.data else None
-    progress = Progress(" ".join(parts), planned, results, spec.get("cost", {}), options.jobs)
+    progress = Progress(" ".join(parts), planned, results, spec.get("cost", {}), jobs)
     if options.dry_run:
         dry_run(progress, data)
         return 0

@@ -237,6 +237,18 @@ def test_dry_run_prints_what_can_be_pasted(capsys: pytest.CaptureFixture[str], t
     assert total.startswith("# 3 of 3 arms to run: about ")
 
 
+def test_arms_of_one_thread_take_all_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr(reproduce, "dry_run", lambda progress, data: seen.append(progress.jobs))
+    monkeypatch.setattr(reproduce, "cores", lambda: 7)
+    for profile, more in (("smoke", []), ("cpu-long", []), ("smoke", ["--jobs", "2"]), ("gpu", []), ("paper", [])):
+        call = [str(ROOT / "experiments/fig1.yaml"), "--profile", profile, "--dry-run", "--results", str(tmp_path), *more]
+        assert reproduce.main(call) == 0
+    assert seen == [7, 7, 2, 1, 1]
+    for profile in ("smoke", "cpu"):
+        assert all(arm.settings["threads"] == 1 for arm in arms(choose(read(ROOT / "experiments/fig1.yaml"), profile), "runs"))
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
