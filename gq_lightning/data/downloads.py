@@ -8,8 +8,9 @@ from torch import Tensor
 from torchvision import datasets
 
 from gq_lightning.data.images import to_tensor
+from gq_lightning.data.listing import list_pictures
 from gq_lightning.data.module import ImageDataModule
-from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet, TrainingCrop, relative_names
+from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet, TrainingCrop
 from gq_lightning.errors import UserError
 
 
@@ -84,6 +85,7 @@ class Imagenette(ImageDataModule):
         evaluation_batch_size: images in an evaluation batch; null takes batch_size.
         workers: processes that read pictures, at most one a core.
         skip_broken: evaluate without the pictures that cannot be read, instead of stopping at the first.
+        max_broken: stop training when more than this share of the pictures drawn so far could not be read.
     """
 
     def __init__(
@@ -97,8 +99,9 @@ class Imagenette(ImageDataModule):
         evaluation_batch_size: int | None = None,
         workers: int = 4,
         skip_broken: bool = False,
+        max_broken: float = 0.2,
     ) -> None:
-        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken)
+        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken, max_broken)
         self.root, self.variant = Path(root).expanduser(), variant
         self.training_crop = TrainingCrop(image_size, scale if crop == "resized" else None)
 
@@ -115,7 +118,7 @@ class Imagenette(ImageDataModule):
     def _split(self, split: str, crop: CenterCrop | TrainingCrop) -> PictureSet:
         # torchvision's name of the unpacked archive
         folder = self.root / f"imagenette2{'' if self.variant == 'full' else '-' + self.variant.removesuffix('px')}" / split
-        names = relative_names(folder, "call prepare_data, which downloads Imagenette there, or delete a partial download")
+        names = list_pictures(folder, "call prepare_data, which downloads Imagenette there, or delete a partial download")
         return FileSet(folder, names, crop, f"{self.variant}/{split}")
 
 

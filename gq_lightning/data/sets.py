@@ -3,16 +3,17 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from gq_lightning.data.images import center_crop, find_pictures, load_picture, resize_shorter, to_tensor
+from gq_lightning.data.images import BrokenImage, center_crop, load_picture, resize_shorter, to_tensor
 from gq_lightning.errors import UserError
 
 INTERPOLATION = "bicubic, antialiased (Pillow)"
@@ -57,45 +58,75 @@ def fingerprint(pictures: PictureSet) -> str:
     return digest.hexdigest()
 
 
-class FileSet(PictureSet):
-    """Picture files, read when they are asked for.
+class StoredSet(PictureSet):
+    """Encoded pictures, read when they are asked for.
 
     Args:
-        root: the folder that `names` are relative to.
-        names: files, with forward slashes.
+        names: of the pictures, with forward slashes.
         crop: makes an upright RGB picture square; one of this file's.
         split: see PictureSet.
     """
 
-    def __init__(self, root: Path, names: Sequence[str], crop: "CenterCrop | TrainingCrop", split: str) -> None:
-        self.root, self.names, self.prepare, self.split = root, list(names), crop, split
+    def __init__(self, names: Iterable[str], crop: "CenterCrop | TrainingCrop", split: str) -> None:
+        self.names, self.prepare, self.split = Names(names), crop, split
         self.resize, self.crop = crop.resize, crop.crop
+
+    @abstractmethod
+    def load(self, index: int) -> Image.Image:
+        """The picture, upright and RGB. Raises BrokenImage."""
+
+    @abstractmethod
+    def place(self, index: int) -> str:
+        """Where the picture is on this machine, for messages."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Tensor:
-        return to_tensor(self.prepare(load_picture(self.root / self.names[index])))
+        picture = self.load(index)
+        try:
+            return to_tensor(self.prepare(picture))
+        except BrokenImage as error:
+            raise BrokenImage(f"{self.place(index)}: {error}") from error
 
     def name(self, index: int) -> str:
         return self.names[index]
+
+
+class Names:
+    """Many strings in two arrays. Worker processes share them, where of a million objects each would soon have copies of its own."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._bytes = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]
+        return self._bytes[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
+
+
+class FileSet(StoredSet):
+    """Picture files: `names` are relative to the folder `root`. See StoredSet."""
+
+    def __init__(self, root: Path, names: Iterable[str], crop: "CenterCrop | TrainingCrop", split: str) -> None:
+        super().__init__(names, crop, split)
+        self.root = root
+
+    def load(self, index: int) -> Image.Image:
+        return load_picture(self.root / self.names[index])
+
+    def place(self, index: int) -> str:
+        return str(self.root / self.names[index])
 
     def size(self, index: int) -> int:
         try:
             return (self.root / self.names[index]).stat().st_size
         except OSError:  # a link to nothing: a broken picture, which must not stop an evaluation that goes without them
             return 0
-
-
-def relative_names(root: Path, hint: str = "") -> list[str]:
-    """Names, sorted and relative to `root`, of the pictures in that folder.
-
-    Raises:
-        UserError: it is no folder (the message ends in `hint`), or it has no pictures.
-    """
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder{': ' + hint if hint else ''}")
-    return sorted(path.relative_to(root).as_posix() for path in find_pictures([root]))
 
 
 class CenterCrop:

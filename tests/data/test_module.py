@@ -72,7 +72,7 @@ def test_training_order_follows_the_seed(imagenet: Callable[..., ImageNet]) -> N
 def test_broken_training_pictures_are_replaced_named_once_and_counted(
     imagenet: Callable[..., ImageNet], workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = imagenet(broken_train=(3, 4, 5), workers=workers)
+    data = imagenet(broken_train=(3, 4, 5), workers=workers, max_broken=0.25)
     loader = data.train_dataloader()
     for _ in range(2):
         batches = list(loader)
