@@ -10,7 +10,7 @@ from torchvision import datasets
 from gq_lightning.data.images import to_tensor
 from gq_lightning.data.listing import list_pictures
 from gq_lightning.data.module import ImageDataModule
-from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet, TrainingCrop
+from gq_lightning.data.sets import CenterCrop, Cut, FileSet, PictureSet, TrainingCrop
 from gq_lightning.errors import UserError
 
 
@@ -43,7 +43,7 @@ class CIFAR10(ImageDataModule):
         _download("CIFAR-10", self.root, lambda: datasets.CIFAR10(self.root, download=True))
 
     def training_set(self) -> PictureSet:
-        return CIFARSet(self.root, "train", TrainingCrop(self.image_size, scale=None))
+        return CIFARSet(self.root, "train", TrainingCrop(self.image_size, "plain"))
 
     def evaluation_set(self) -> PictureSet:
         return CIFARSet(self.root, "test", CenterCrop(self.image_size))
@@ -78,8 +78,9 @@ class Imagenette(ImageDataModule):
     Args:
         root: folder for the download.
         variant: shorter side of the downloaded pictures: `160px` (99 MB), `320px` (341 MB) or `full` (1.6 GB).
-        crop: training crops, `resized` (a share of the area, resized) or `plain` (a square after the shorter side is resized).
-        scale: share of the area that a resized crop covers, lower and upper bound.
+        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off) or
+            `plain` (a square after the shorter side is resized).
+        scale: share of the area that a resized or fast crop covers, lower and upper bound.
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.
         evaluation_batch_size: images in an evaluation batch; null takes batch_size.
@@ -92,7 +93,7 @@ class Imagenette(ImageDataModule):
         self,
         root: str,
         variant: Literal["160px", "320px", "full"] = "320px",
-        crop: Literal["resized", "plain"] = "resized",
+        crop: Cut = "resized",
         scale: tuple[float, float] = (0.8, 1.0),
         image_size: int = 256,
         batch_size: int = 16,
@@ -103,7 +104,7 @@ class Imagenette(ImageDataModule):
     ) -> None:
         super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken, max_broken)
         self.root, self.variant = Path(root).expanduser(), variant
-        self.training_crop = TrainingCrop(image_size, scale if crop == "resized" else None)
+        self.training_crop = TrainingCrop(image_size, crop, scale)
 
     def prepare_data(self) -> None:
         """Downloads and unpacks what is missing. Raises UserError where that fails."""

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from gq_lightning.data.listing import list_pictures
 from gq_lightning.data.module import ImageDataModule
-from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet, TrainingCrop
+from gq_lightning.data.sets import CenterCrop, Cut, FileSet, PictureSet, TrainingCrop
 from gq_lightning.errors import UserError
 
 
@@ -22,8 +21,9 @@ class ImageNet(ImageDataModule):
 
     Args:
         root: folder with the folders train and val.
-        crop: training crops, `resized` (a share of the area, resized) or `plain` (a square after the shorter side is resized).
-        scale: share of the area that a resized crop covers, lower and upper bound.
+        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off) or
+            `plain` (a square after the shorter side is resized).
+        scale: share of the area that a resized or fast crop covers, lower and upper bound.
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.
         evaluation_batch_size: images in an evaluation batch; null takes batch_size.
@@ -35,7 +35,7 @@ class ImageNet(ImageDataModule):
     def __init__(
         self,
         root: str,
-        crop: Literal["resized", "plain"] = "resized",
+        crop: Cut = "resized",
         scale: tuple[float, float] = (0.8, 1.0),
         image_size: int = 256,
         batch_size: int = 16,
@@ -46,7 +46,7 @@ class ImageNet(ImageDataModule):
     ) -> None:
         super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken, max_broken)
         self.root = Path(root).expanduser()
-        self.training_crop = TrainingCrop(image_size, scale if crop == "resized" else None)
+        self.training_crop = TrainingCrop(image_size, crop, scale)
 
     def prepare_data(self) -> None:
         """Lists the pictures, so that the other processes find an index."""
@@ -74,8 +74,9 @@ class ImageFolder(ImageDataModule):
         root: the folder.
         validation_root: another folder, all of whose pictures are evaluated; null takes a share of root.
         validation_share: that share, between 0 and 1.
-        crop: training crops, `resized` (a share of the area, resized) or `plain` (a square after the shorter side is resized).
-        scale: share of the area that a resized crop covers, lower and upper bound.
+        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off) or
+            `plain` (a square after the shorter side is resized).
+        scale: share of the area that a resized or fast crop covers, lower and upper bound.
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.
         evaluation_batch_size: images in an evaluation batch; null takes batch_size.
@@ -89,7 +90,7 @@ class ImageFolder(ImageDataModule):
         root: str,
         validation_root: str | None = None,
         validation_share: float = 0.05,
-        crop: Literal["resized", "plain"] = "resized",
+        crop: Cut = "resized",
         scale: tuple[float, float] = (0.8, 1.0),
         image_size: int = 256,
         batch_size: int = 16,
@@ -104,7 +105,7 @@ class ImageFolder(ImageDataModule):
         self.root = Path(root).expanduser()
         self.validation_root = None if validation_root is None else Path(validation_root).expanduser()
         self.validation_share = validation_share
-        self.training_crop = TrainingCrop(image_size, scale if crop == "resized" else None)
+        self.training_crop = TrainingCrop(image_size, crop, scale)
 
     def prepare_data(self) -> None:
         """Lists the pictures, so that the other processes find an index."""

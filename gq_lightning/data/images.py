@@ -44,7 +44,8 @@ def load_picture(file: str | Path | BinaryIO, name: str | Path | None = None) ->
                     raise ValueError("the file is empty")
                 opened.seek(0)
                 with Image.open(opened) as picture:
-                    return _to_rgb(ImageOps.exif_transpose(picture))
+                    ImageOps.exif_transpose(picture, in_place=True)
+                    return _to_rgb(picture)
     except Exception as error:  # Pillow's readers raise nearly every built-in exception on damaged files
         raise BrokenImage(f"{name or file}: {_reason(error)}") from error
 
@@ -90,12 +91,12 @@ def _reason(error: Exception) -> str:
 def to_tensor(picture: Image.Image) -> Tensor:
     """An RGB picture as float32 (3, H, W): 0 becomes -1 and 255 becomes 1."""
     pixels = torch.from_numpy(np.array(picture if picture.mode == "RGB" else picture.convert("RGB")))
-    return scale_pixels(pixels.permute(2, 0, 1).contiguous())
+    return scale_pixels(pixels.permute(2, 0, 1))
 
 
 def scale_pixels(pixels: Tensor) -> Tensor:
-    """uint8 pixels of any shape to float32 in [-1, 1]."""
-    return pixels.float().div_(127.5).sub_(1)
+    """uint8 pixels of any shape to float32 in [-1, 1], contiguous."""
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from gq_lightning.errors import UserError
 
 INTERPOLATION = "bicubic, antialiased (Pillow)"
 Crop = Callable[[Image.Image], Image.Image]
+Cut = Literal["resized", "fast", "plain"]
 
 
 class PictureSet(Dataset[Tensor], ABC):
@@ -145,20 +147,27 @@ class TrainingCrop:
 
     Args:
         size: pixels.
-        scale: the square covers this share of the picture's area (lower, upper bound) and is resized to `size`, with an aspect
-            ratio between 3/4 and 4/3; None takes a plain square instead, of a picture whose shorter side is resized to `size`.
+        cut: `resized` takes a window with an aspect ratio between 3/4 and 4/3 and resizes it to `size`; `fast` does the same by
+            torch's resize, which takes a quarter of the time of Pillow's, and some of whose values are 1 or 2 of 255 off; `plain`
+            takes a square of a picture whose shorter side is resized to `size`.
+        scale: share of the picture's area that the window covers, lower and upper bound; without effect on `plain`.
     """
 
-    def __init__(self, size: int, scale: tuple[float, float] | None) -> None:
-        if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
+    def __init__(self, size: int, cut: Cut, scale: tuple[float, float] = (1.0, 1.0)) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1:
             raise UserError(f"data.scale {list(scale)}: give two shares of the area, lower then upper, in (0, 1]")
-        self.size, self.scale = size, scale
-        self.resize = f"shorter side to {size}" if scale is None else f"{scale[0]} to {scale[1]} of the area to {size} x {size}"
+        self.size, self.cut = size, cut
+        self.resize = f"shorter side to {size}" if cut == "plain" else f"{scale[0]} to {scale[1]} of the area to {size} x {size}"
         self.crop = "random, random flip"
-        self._cut: Callable[[Image.Image], Image.Image] = (
-            v2.RandomCrop(size) if scale is None else v2.RandomResizedCrop(size, scale, interpolation=v2.InterpolationMode.BICUBIC)
-        )
+        self._square = v2.RandomCrop(size)
+        self._window = v2.RandomResizedCrop(size, scale, interpolation=v2.InterpolationMode.BICUBIC)
 
     def __call__(self, picture: Image.Image) -> Image.Image:
-        square = self._cut(resize_shorter(picture, self.size) if self.scale is None else picture)
+        if self.cut == "plain":
+            square = self._square(resize_shorter(picture, self.size))
+        elif self.cut == "resized":
+            square = self._window(picture)
+        else:
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+            square = Image.fromarray(self._window(pixels).permute(1, 2, 0).numpy())
         return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else square
