@@ -41,7 +41,7 @@ def load_picture(file: str | Path | BinaryIO, name: str | Path | None = None) ->
             warnings.simplefilter("ignore")
             with open_file(file) if isinstance(file, str | Path) else nullcontext(file) as opened:
                 if not opened.read(1):
-                    raise ValueError("the file is empty")
+                    raise BrokenImage("the file is empty")
                 opened.seek(0)
                 with Image.open(opened) as picture:
                     ImageOps.exif_transpose(picture, in_place=True)
@@ -75,6 +75,8 @@ def _scale_16_bits(grey: np.ndarray) -> np.ndarray:
 
 def _reason(error: Exception) -> str:
     match error:
+        case BrokenImage():
+            return str(error)
         case FileNotFoundError():
             return "the file does not exist"
         case PermissionError():

@@ -78,7 +78,7 @@ def write_shards(
         workers: processes that read and decode, at most one a core.
 
     Raises:
-        UserError: `folder` has no pictures, `out` has shards of other pictures, or cannot be written.
+        UserError: `folder` has no pictures that can be read, `out` has shards of other pictures, or cannot be written.
     """
     if split != Path(split).name or not split or split.startswith("."):
         raise UserError(f"--split {split}: give the beginning of the shards' names, such as train")
@@ -118,6 +118,8 @@ def write_shards(
     finally:
         if growing is not None:
             growing.discard()
+    if not pictures:
+        raise UserError(f"none of the {len(names)} pictures of {folder} could be read: nothing was written")
     return Written(number, pictures, left_out)
 
 
@@ -142,7 +144,7 @@ class _Growing:
         self.left_out: dict[str, str] = {}
         self.pictures = 0
         self._file = self.temporary.open("wb")
-        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape")
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape")
 
     @property
     def size(self) -> int:

@@ -153,7 +153,7 @@ def test_names_that_are_no_text(root: Path, listed: list[str]) -> None:
     assert listed == []
 
 
-def test_without_a_place_for_the_index(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_place_for_the_index(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("GQ_LIGHTNING_HOME", str(tmp_path / "file"))
     assert list_pictures(root) == NAMES

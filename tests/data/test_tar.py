@@ -100,7 +100,9 @@ def test_links_and_devices(tmp_path: Path) -> None:
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"Z"):
         message = refused(write(tmp_path / "a.tar", special("a.png", kind, linkname="/etc/passwd", size=0)))
         assert message.startswith(": 'a.png' is a link, a device")
-    assert read_members(write(tmp_path / "a.tar", special("a", tarfile.SYMTYPE, linkname="/etc"), ("1.png", b""))) == [Member("1.png", 1024, 0)]
+    assert read_members(write(tmp_path / "a.tar", special("a", tarfile.SYMTYPE, linkname="/etc"), ("1.png", b""))) == [
+        Member("1.png", 1024, 0)
+    ]
 
 
 def test_names_that_come_twice(tmp_path: Path) -> None:
