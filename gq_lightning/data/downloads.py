@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torchvision import datasets
 
-from gq_lightning.data.images import to_tensor
+from gq_lightning.data.images import scale_pixels
 from gq_lightning.data.listing import list_pictures
 from gq_lightning.data.module import ImageDataModule
 from gq_lightning.data.sets import CenterCrop, Cut, FileSet, PictureSet, TrainingCrop
@@ -63,7 +63,7 @@ class CIFARSet(PictureSet):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return to_tensor(self.prepare(self.images[index][0]))
+        return scale_pixels(self.prepare(self.images[index][0]))
 
     def name(self, index: int) -> str:
         return f"{self.split}/{index:05d}"

@@ -92,8 +92,12 @@ def _reason(error: Exception) -> str:
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """An RGB picture as float32 (3, H, W): 0 becomes -1 and 255 becomes 1."""
-    pixels = torch.from_numpy(np.array(picture if picture.mode == "RGB" else picture.convert("RGB")))
-    return scale_pixels(pixels.permute(2, 0, 1))
+    return scale_pixels(to_pixels(picture))
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """An RGB picture as uint8 (3, H, W), in memory (H, W, 3)."""
+    return torch.from_numpy(np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))).permute(2, 0, 1)
 
 
 def scale_pixels(pixels: Tensor) -> Tensor:

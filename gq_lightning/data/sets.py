@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from gq_lightning.data.images import BrokenImage, center_crop, load_picture, resize_shorter, to_tensor
+from gq_lightning.data.images import BrokenImage, center_crop, load_picture, resize_shorter, scale_pixels, to_pixels
 from gq_lightning.errors import UserError
 
 INTERPOLATION = "bicubic, antialiased (Pillow)"
-Crop = Callable[[Image.Image], Image.Image]
 Cut = Literal["resized", "fast", "plain"]
 
 
@@ -87,7 +86,7 @@ class StoredSet(PictureSet):
     def __getitem__(self, index: int) -> Tensor:
         picture = self.load(index)
         try:
-            return to_tensor(self.prepare(picture))
+            return scale_pixels(self.prepare(picture))
         except BrokenImage as error:
             raise BrokenImage(f"{self.place(index)}: {error}") from error
 
@@ -138,8 +137,9 @@ class CenterCrop:
         self.size = size
         self.resize, self.crop = f"shorter side to {size}", f"centre {size} x {size}"
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        return center_crop(resize_shorter(picture, self.size), self.size)
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """uint8 (3, size, size). Raises BrokenImage."""
+        return to_pixels(center_crop(resize_shorter(picture, self.size), self.size))
 
 
 class TrainingCrop:
@@ -148,7 +148,7 @@ class TrainingCrop:
     Args:
         size: pixels.
         cut: `resized` takes a window with an aspect ratio between 3/4 and 4/3 and resizes it to `size`; `fast` does the same by
-            torch's resize, which takes a quarter of the time of Pillow's, and some of whose values are 1 or 2 of 255 off; `plain`
+            torch's resize, which takes a quarter of the time of Pillow's and rounds some values to 1 or 2 of 255 less or more; `plain`
             takes a square of a picture whose shorter side is resized to `size`.
         scale: share of the picture's area that the window covers, lower and upper bound; without effect on `plain`.
     """
@@ -162,12 +162,10 @@ class TrainingCrop:
         self._square = v2.RandomCrop(size)
         self._window = v2.RandomResizedCrop(size, scale, interpolation=v2.InterpolationMode.BICUBIC)
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        if self.cut == "plain":
-            square = self._square(resize_shorter(picture, self.size))
-        elif self.cut == "resized":
-            square = self._window(picture)
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """uint8 (3, size, size). Raises BrokenImage."""
+        if self.cut == "fast":
+            pixels = self._window(to_pixels(picture))
         else:
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-            square = Image.fromarray(self._window(pixels).permute(1, 2, 0).numpy())
-        return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else square
+            pixels = to_pixels(self._window(picture) if self.cut == "resized" else self._square(resize_shorter(picture, self.size)))
+        return pixels.flip(2) if torch.rand(()) < 0.5 else pixels
