@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -114,22 +115,24 @@ class ImageFolder(ImageDataModule):
     def training_set(self) -> PictureSet:
         if self.validation_root is not None:
             return FileSet(self.root, self._names, self.training_crop, "training folder")
-        names = [name for name, out in zip(self._names, held_out(self._names, self.validation_share), strict=True) if not out]
-        if not names:
+        if self._held_out.all():
             raise UserError(f"{self.root} has no pictures left to train on: add pictures or give data.validation_root")
-        return FileSet(self.root, names, self.training_crop, "training share of a folder")
+        return FileSet(self.root, compress(self._names, ~self._held_out), self.training_crop, "training share of a folder")
 
     def evaluation_set(self) -> PictureSet:
         crop = CenterCrop(self.image_size)
         if self.validation_root is not None:
             names = list_pictures(self.validation_root, "data.validation_root must hold pictures")
             return FileSet(self.validation_root, names, crop, "validation folder")
-        names = [name for name, out in zip(self._names, held_out(self._names, self.validation_share), strict=True) if out]
-        return FileSet(self.root, names, crop, f"{self.validation_share:g} of a folder by hashed name")
+        return FileSet(self.root, compress(self._names, self._held_out), crop, f"{self.validation_share:g} of a folder by hashed name")
 
     @cached_property
     def _names(self) -> list[str]:
         return list_pictures(self.root, "data.root must hold pictures")
+
+    @cached_property
+    def _held_out(self) -> np.ndarray:
+        return held_out(self._names, self.validation_share)
 
 
 def _list(*folders: Path) -> None:

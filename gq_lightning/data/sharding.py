@@ -25,7 +25,7 @@ from gq_lightning.data.listing import list_pictures
 from gq_lightning.data.module import cores
 from gq_lightning.data.progress import progress
 from gq_lightning.data.shards import LARGEST, Shard, read_shard, write_index
-from gq_lightning.data.tar import BLOCK, read_members
+from gq_lightning.data.tar import BLOCK
 from gq_lightning.errors import UserError
 
 logger = logging.getLogger("gq_lightning.data")
@@ -87,24 +87,25 @@ def write_shards(
     names = list_pictures(folder)
     finished = _finished(folder, out, split, names)
     left_out = {name: reason for shard in finished for name, reason in shard.left_out.items()}
-    pictures = sum(len(shard.members) for shard in finished)
+    pictures = sum(len(shard.names) for shard in finished)
     done = pictures + len(left_out)
     files = _Files(folder, names[done:], broken != "unchecked")
     loader = DataLoader(files, batch_size=None, num_workers=min(workers, cores()), generator=torch.Generator())
+    contents = zip(files.names, loader, strict=True)  # starts the workers, which are not to inherit the bar's thread
     number, growing = len(finished), None
     try:
         out.mkdir(parents=True, exist_ok=True)
         with progress(f"writing {out}, pictures", len(names)) as advance:
             advance(done)
-            for name, (content, reason) in zip(files.names, loader, strict=True):
-                kept = content is not None and (reason is None or broken == "keep")
+            for name, (content, reason) in contents:
+                keep = content is not None and (reason is None or broken == "keep")
                 if reason is not None:
-                    logger.warning("%s a broken picture: %s: %s", "kept" if kept else "left out", folder / name, reason)
-                if growing is not None and growing.pictures and growing.size + BLOCK + len(content or b"") > megabytes * 1e6:
+                    logger.warning("%s a broken picture: %s: %s", "kept" if keep else "left out", folder / name, reason)
+                if keep and growing is not None and growing.pictures and growing.size + BLOCK + len(content) > megabytes * 1e6:
                     growing.finish()
                     number, growing = number + 1, None
                 growing = growing or _Growing(out / f"{split}-{number:06d}.tar")
-                if kept:
+                if keep:
                     growing.add(name, content)
                     pictures += 1
                 else:
@@ -128,7 +129,7 @@ def _finished(folder: Path, out: Path, split: str, names: list[str]) -> list[Sha
     shards, done = list[Shard](), 0
     for path in sorted(path for path in out.glob("*.tar") if re.fullmatch(re.escape(split) + r"-\d{6,}\.tar", path.name)):
         shard = read_shard(path)
-        held = sorted([*(member.name for member in shard.members), *shard.left_out])
+        held = sorted([*shard.names, *shard.left_out])
         if path.name != f"{split}-{len(shards):06d}.tar" or held != names[done : done + len(held)]:
             raise UserError(f"{path} has other pictures than those of {folder} that are due: choose another --out, or delete its shards")
         shards.append(shard)
@@ -162,7 +163,7 @@ class _Growing:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        write_index(Shard(self.path, read_members(self.temporary), self.left_out), self.temporary)
+        write_index(self.path, self.temporary, self.left_out)
         os.replace(self.temporary, self.path)
 
     def discard(self) -> None:

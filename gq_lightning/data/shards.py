@@ -10,8 +10,10 @@ import io
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from gq_lightning.data.index import keep, recall
 from gq_lightning.data.module import ImageDataModule
 from gq_lightning.data.progress import progress
 from gq_lightning.data.sets import CenterCrop, Cut, PictureSet, StoredSet, TrainingCrop
-from gq_lightning.data.tar import BLOCK, Member, header_size, read_members
+from gq_lightning.data.tar import BLOCK, header_size, read_members
 from gq_lightning.errors import UserError
 from gq_lightning.files import write_whole
 
@@ -33,11 +35,20 @@ LARGEST = 1 << 30  # bytes of a picture; one with more would have too many pixel
 
 
 class Shard(NamedTuple):
-    """An archive, the pictures in it, and why others were left out when it was written, by name."""
+    """An archive and the pictures in it: names, and (pictures,) int64 offsets of their bytes and sizes. `left_out`: why others are not."""
 
     path: Path
-    members: list[Member]
-    left_out: dict[str, str]
+    names: Sequence[str]
+    offsets: np.ndarray
+    sizes: np.ndarray
+    left_out: Mapping[str, str]
+
+    @classmethod
+    def of(cls, path: Path, members: Iterable[Sequence[Any]], left_out: Mapping[str, str]) -> "Shard":
+        """A shard by its members: name, offset, size."""
+        names, *columns = zip(*members, strict=True) if members else ((), (), ())
+        offsets, sizes = (np.array(column, dtype=np.int64).reshape(len(names)) for column in columns)
+        return cls(path, names, offsets, sizes, left_out)
 
 
 def read_shard(path: Path) -> Shard:
@@ -52,45 +63,38 @@ def read_shard(path: Path) -> Shard:
         status = path.stat()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if (shard := _checked(path, _beside(path), status.st_size)) is not None:
+    if (shard := _beside(path, status.st_size)) is not None:
         return shard
     state = [status.st_size, status.st_mtime_ns, status.st_ino]
     if (kept := recall(path)) is not None and kept["state"] == state:
-        return Shard(path, [Member(*member) for member in kept["members"]], {})
-    shard = Shard(path, read_members(path), {})
-    keep(path, {"state": state, "members": shard.members})
-    return shard
+        return Shard.of(path, kept["members"], {})
+    members = read_members(path)
+    keep(path, {"state": state, "members": members})
+    return Shard.of(path, members, {})
 
 
-def write_index(shard: Shard, archive: Path) -> None:
-    """Writes the index of a shard beside the place where it is to be. `archive`: where its bytes are now."""
-    content = {"format": FORMAT, "size": archive.stat().st_size, "members": shard.members, "left_out": shard.left_out}
-    write_whole(shard.path.with_suffix(".json"), json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n")
+def write_index(path: Path, archive: Path, left_out: Mapping[str, str]) -> None:
+    """Writes the index of a shard beside `path`, where it is to be. `archive`: where its bytes are now."""
+    content = {"format": FORMAT, "size": archive.stat().st_size, "members": read_members(archive), "left_out": left_out}
+    write_whole(path.with_suffix(".json"), json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n")
 
 
-def _beside(path: Path) -> Any:
+def _beside(path: Path, size: int) -> Shard | None:
+    """The shard by the index beside it; None where that is another archive's, torn, not ours or not there: the archive knows better."""
     try:
-        return json.loads(path.with_suffix(".json").read_bytes())
-    except (OSError, ValueError, RecursionError):  # none, or not ours, or torn: the archive knows better
+        content = json.loads(path.with_suffix(".json").read_bytes())
+        if (content["format"], content["size"]) != (FORMAT, size):
+            return None
+        shard = Shard.of(path, content["members"], {str(name): str(reason) for name, reason in content["left_out"].items()})
+        text = "\0/".join(["", *shard.names, ""])
+        text.encode("utf-8", "surrogateescape")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
-
-
-def _checked(path: Path, content: Any, size: int) -> Shard | None:
-    """The shard of an index, or None where it is another archive's or no index."""
-    if not isinstance(content, dict) or (content.get("format"), content.get("size")) != (FORMAT, size):
-        return None
-    try:
-        members = [Member(str(name), int(offset), int(length)) for name, offset, length in content["members"]]
-        left_out = {str(name): str(reason) for name, reason in content["left_out"].items()}
-        "".join(name for name, _, _ in members).encode("utf-8", "surrogateescape")
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        return None
-    right = len({name for name, _, _ in members}) == len(members) and all(
-        # a name leads nowhere else if no part of it begins with a dot
-        BLOCK <= start <= start + length <= size and name[:1] not in ("", "/", ".") and "/." not in name and "\0" not in name
-        for name, start, length in members
-    )
-    return Shard(path, members, left_out) if right else None
+    # a name leads nowhere else if no part of it is empty or begins with a dot
+    plain = not any(wrong in text for wrong in ("/.", "//", "/\0")) and text.count("\0") - 1 == len(shard.names) == len({*shard.names})
+    ends = shard.offsets + shard.sizes
+    inside = ((shard.offsets >= BLOCK) & (shard.sizes >= 0) & (ends >= 0) & (ends <= size)).all()
+    return shard if plain and inside else None
 
 
 class ShardSet(StoredSet):
@@ -103,12 +107,12 @@ class ShardSet(StoredSet):
     """
 
     def __init__(self, shards: Sequence[Shard], chosen: np.ndarray | None, crop: CenterCrop | TrainingCrop, split: str) -> None:
-        chosen = np.ones(sum(len(shard.members) for shard in shards), dtype=bool) if chosen is None else chosen
-        super().__init__((name for name, taken in zip(names_of(shards), chosen.tolist(), strict=True) if taken), crop, split)
+        chosen = np.ones(sum(len(shard.names) for shard in shards), dtype=bool) if chosen is None else chosen
+        super().__init__(compress(names_of(shards), chosen), crop, split)
         self.paths = [str(shard.path) for shard in shards]
-        self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.members) for shard in shards])[chosen]
-        self._offset = np.array([member.offset for shard in shards for member in shard.members], dtype=np.int64)[chosen]
-        self._size = np.array([member.size for shard in shards for member in shard.members], dtype=np.int64)[chosen]
+        self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.names) for shard in shards])[chosen]
+        self._offset = np.concatenate([shard.offsets for shard in shards])[chosen]
+        self._size = np.concatenate([shard.sizes for shard in shards])[chosen]
         self._open: OrderedDict[int, int] = OrderedDict()  # descriptors, the one read last at the end
 
     def load(self, index: int) -> Image.Image:
@@ -147,10 +151,10 @@ class ShardSet(StoredSet):
 
 def names_of(shards: Sequence[Shard]) -> list[str]:
     """The pictures' names; where two shards have one in common, all begin with their shards' names."""
-    names = [member.name for shard in shards for member in shard.members]
+    names = [name for shard in shards for name in shard.names]
     if len(set(names)) == len(names):
         return names
-    return [f"{shard.path.name}/{member.name}" for shard in shards for member in shard.members]
+    return [f"{shard.path.name}/{name}" for shard in shards for name in shard.names]
 
 
 class Shards(ImageDataModule):
@@ -201,26 +205,30 @@ class Shards(ImageDataModule):
         """Reads the headers of shards without an index, so that the other processes need not."""
         for pattern in {self.training, self.validation or self.training}:
             with suppress(UserError):  # said where the pictures are asked for
-                self._shards(pattern)
+                self._read(pattern)
 
     def training_set(self) -> PictureSet:
-        shards = self._shards(self.training)
         if self.validation is not None:
-            return ShardSet(shards, None, self.training_crop, "training shards")
-        chosen = ~held_out(names_of(shards), self.validation_share)
-        if not chosen.any():
+            return ShardSet(self._shards, None, self.training_crop, "training shards")
+        if self._held_out.all():
             raise UserError(f"{self.root} has no pictures left to train on: add shards or give data.validation")
-        return ShardSet(shards, chosen, self.training_crop, "training share of shards")
+        return ShardSet(self._shards, ~self._held_out, self.training_crop, "training share of shards")
 
     def evaluation_set(self) -> PictureSet:
         crop = CenterCrop(self.image_size)
         if self.validation is not None:
-            return ShardSet(self._shards(self.validation), None, crop, "validation shards")
-        shards = self._shards(self.training)
-        chosen = held_out(names_of(shards), self.validation_share)
-        return ShardSet(shards, chosen, crop, f"{self.validation_share:g} of shards by hashed name")
+            return ShardSet(self._read(self.validation), None, crop, "validation shards")
+        return ShardSet(self._shards, self._held_out, crop, f"{self.validation_share:g} of shards by hashed name")
 
-    def _shards(self, pattern: str) -> list[Shard]:
+    @cached_property
+    def _shards(self) -> list[Shard]:
+        return self._read(self.training)
+
+    @cached_property
+    def _held_out(self) -> np.ndarray:
+        return held_out(names_of(self._shards), self.validation_share)
+
+    def _read(self, pattern: str) -> list[Shard]:
         try:
             paths = sorted(path for path in self.root.glob(pattern) if not path.name.startswith("."))
         except (ValueError, NotImplementedError) as error:
@@ -232,6 +240,6 @@ class Shards(ImageDataModule):
             for path in paths:
                 shards.append(read_shard(path))
                 advance(1)
-        if not any(shard.members for shard in shards):
+        if not any(shard.names for shard in shards):
             raise UserError(f"{self.root / pattern}: no pictures in these {len(paths)} archives")
         return shards

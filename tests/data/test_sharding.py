@@ -141,7 +141,7 @@ def test_pictures_that_are_too_large(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert write_shards(folder, tmp_path / "out", megabytes=0.001, workers=0).shards == 18
-    assert [len(read_shard(path).members) for path in (tmp_path / "out").glob("*.tar")] == [1] * 18
+    assert [len(read_shard(path).names) for path in (tmp_path / "out").glob("*.tar")] == [1] * 18
     monkeypatch.setattr(sharding, "LARGEST", 1000)
     with pytest.raises(UserError, match=r"none of the 20 pictures of .* could be read: nothing was written"):
         write_shards(folder, tmp_path / "none", workers=0)
