@@ -41,7 +41,8 @@ class Guarded(Dataset[Tensor | UserError | None]):
 
     def __init__(self, pictures: PictureSet, when_broken: WhenBroken, max_broken: float = 1.0) -> None:
         self.pictures, self.when_broken, self.max_broken = pictures, when_broken, max_broken
-        self.broken, self.drawn = (torch.zeros(len(pictures), dtype=torch.uint8).share_memory_() for _ in range(2))
+        with torch.inference_mode(False):  # a validation may be the first to ask, and training writes to them too
+            self.broken, self.drawn = (torch.zeros(len(pictures), dtype=torch.uint8).share_memory_() for _ in range(2))
 
     def __len__(self) -> int:
         return len(self.pictures)

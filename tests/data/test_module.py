@@ -102,6 +102,14 @@ def test_evaluation_leaves_broken_pictures_out_where_allowed(imagenet: Callable[
     assert data.skipped == 5
 
 
+def test_what_was_first_read_in_inference_mode(imagenet: Callable[..., ImageNet]) -> None:
+    data = imagenet(broken_val=(0, 2), skip_broken=True)
+    with torch.inference_mode():
+        loader = data.val_dataloader()
+    assert len(levels(loader)) == 9
+    assert data.skipped == 2
+
+
 def test_nothing_readable(imagenet: Callable[..., ImageNet]) -> None:
     data = imagenet(train=4, val=4, broken_train=tuple(range(4)), broken_val=tuple(range(4)), skip_broken=True)
     for loader in (data.train_dataloader(), data.val_dataloader()):
