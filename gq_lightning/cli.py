@@ -53,6 +53,7 @@ train and measure, configured by YAML files and --key value:
 
 tools:
   weights       fetch and verify the LPIPS and Inception weights
+  shard         a folder of pictures to tar shards, for configs/data/shards.yaml
   convert       RUN_OR_CKPT: Gaussian Quant by hand, to a tokenizer's folder
   import-checkpoint  FILE.ckpt of the authors' code, to a tokenizer's folder
   encode        pictures to token files

@@ -18,9 +18,11 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
-from gq_lightning.data.images import BrokenImage, find_pictures, load_picture, resize_shorter, to_picture, to_tensor
+from gq_lightning.data.images import BrokenImage, load_picture, resize_shorter, to_picture, to_tensor
+from gq_lightning.data.listing import find_pictures
 from gq_lightning.errors import UserError
-from gq_lightning.token_file import SUFFIX, TokenFile, read_tokens, write_tokens, write_whole
+from gq_lightning.files import write_whole
+from gq_lightning.token_file import SUFFIX, TokenFile, read_tokens, write_tokens
 
 __all__ = ["SUFFIX", "Fit", "TokenFile", "Tokenizer", "decode_pictures", "encode_pictures", "fit_picture", "read_tokens", "write_tokens"]
 
@@ -107,15 +109,15 @@ def encode_pictures(
     for target, path in _tracked(list(targets.items()), "encoding", console):
         try:
             loaded = load_picture(path)
+            try:
+                image, height, width, done = fit_picture(loaded, fit, tokenizer.downsampling, tokenizer.window, size)
+            except UserError as error:
+                raise type(error)(f"{path}: {error}") from error
         except BrokenImage as error:
             if not skip_broken:
                 raise
             broken.append(str(error))
             continue
-        try:
-            image, height, width, done = fit_picture(loaded, fit, tokenizer.downsampling, tokenizer.window, size)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
         tokens = tokenizer.encode(image[None], deterministic=deterministic, tile=tile)[0].cpu()
         token_file = TokenFile(tokens, height, width, done, fingerprint, tokenizer.codebook_size, tokenizer.downsampling)
         write_tokens(target, token_file)

@@ -1,4 +1,4 @@
-"""The tools of the command line: weights, convert, import-checkpoint, encode, decode, evaluate."""
+"""The tools of the command line: weights, shard, convert, import-checkpoint, encode, decode, evaluate."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ from gq_lightning.callbacks.gaussian_quant import convert
 from gq_lightning.codec import Fit, decode_pictures, encode_pictures
 from gq_lightning.construction import build, describe
 from gq_lightning.data import ImageFolder
+from gq_lightning.data.sharding import WhenBroken, write_shards
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation import evaluate, write_metrics
 from gq_lightning.pretrained import TRAINING_ONLY
@@ -32,6 +33,13 @@ def _weights(arguments: argparse.Namespace) -> None:
     for name, path, size, sha256 in weights.report():
         table.add_row(name, f"{(size or 0) / 1e6:.1f}", sha256[:16] + "…", str(path))
     Console(soft_wrap=True).print(table)
+
+
+def _shard(arguments: argparse.Namespace) -> None:
+    options = (arguments.split, arguments.size, arguments.broken, arguments.workers)
+    written = write_shards(arguments.folder, arguments.out, *options)
+    left_out = f", {len(written.left_out)} broken ones left out" if written.left_out else ""
+    print(f"{arguments.out}: {written.shards} shards of {written.pictures} pictures{left_out}")
 
 
 def load_checkpoint(path: Path) -> ImageTokenizer:
@@ -148,6 +156,21 @@ def _parser() -> argparse.ArgumentParser:
     skip = {"action": "store_true", "help": "name and count pictures that cannot be decoded instead of stopping"}
     tool("weights", _weights, "Fetch and verify the weights of LPIPS and of rFID's Inception; say where they lie.")
     tool(
+        "shard",
+        _shard,
+        "A folder of pictures to tar shards with indexes; run again, it goes on where it was interrupted.",
+        folder={"positional": True, "type": Path, "metavar": "FOLDER", "help": "folder of pictures, searched recursively"},
+        out={"type": Path, "required": True, "metavar": "DIR", "help": "folder of the shards"},
+        split={"default": "train", "metavar": "NAME", "help": "beginning of the shards' names"},
+        size={"type": float, "default": 256, "metavar": "MB", "help": "the most that a shard may have, in 10^6 bytes"},
+        broken={
+            "choices": get_args(WhenBroken),
+            "default": "leave-out",
+            "help": "pictures that cannot be decoded: name them and leave them out, name and keep them, or decode none",
+        },
+        workers={"type": int, "default": 2, "help": "processes that read and decode"},
+    )
+    tool(
         "convert",
         _convert,
         "Gaussian Quant by hand: freeze the encoder, attach the random codebook, write the tokenizer.",
@@ -213,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMANDS = ("weights", "convert", "import-checkpoint", "encode", "decode", "evaluate")
+COMMANDS = ("weights", "shard", "convert", "import-checkpoint", "encode", "decode", "evaluate")
 
 
 def run(args: list[str]) -> int:

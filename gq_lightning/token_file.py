@@ -6,13 +6,10 @@ metadata entry of JSON (safetensors does not keep the order of several): the oth
 
 import json
 import math
-import os
 import re
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gq_lightning.errors import UserError
+from gq_lightning.files import write_whole
 
 SUFFIX = ".tokens.safetensors"
 _METADATA = "gq_lightning.tokens"
@@ -109,20 +107,6 @@ def read_tokens(path: Path) -> TokenFile:
     except (UserError, SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged, or not a token file ({reason}): encode the picture again") from error
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, with its folder, under a temporary name first: a reader sees all of it or nothing. Raises UserError."""
-    temporary = path.with_name(f".{uuid4().hex}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}: choose another --out") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _check_integer(name: str, value: object, most: int) -> None:

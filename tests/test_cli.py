@@ -251,7 +251,7 @@ def test_tools_name_the_missing_file(tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "weights", "convert", "encode", "decode", "evaluate"):
+    for command in ("fit", "validate", "test", "predict", "weights", "shard", "convert", "encode", "decode", "evaluate"):
         assert f"\n  {command} " in text
         with pytest.raises(SystemExit) as exit_:
             main([command, "--help"])

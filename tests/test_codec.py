@@ -206,7 +206,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, sample: TokenFile, monkey
 
     path = tmp_path / "a"
     path.write_bytes(b"before")
-    monkeypatch.setattr(token_files.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(UserError, match="No space left"):
         write_tokens(path, sample)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]

@@ -7,6 +7,8 @@ half          Pillow at half the scale (Image.draft), which serves crops that ar
 torchvision   torchvision.io.decode_jpeg, whole
 picture       the project's load_picture: decoded, upright, RGB
 item          a training picture: loaded, cropped, a tensor, on one core
+fast          the same with `crop: fast`, resized by torch
+shards        as item, from shards
 workers N     batches of the data module's training loader, N worker processes (0: in the main process)
 
 The forms take turns within every repeat; medians. Workers are given one round before theirs are timed. The last line is how many workers
@@ -32,7 +34,8 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.io import decode_jpeg, read_file
 
-from gq_lightning.data import ImageNet, load_picture
+from gq_lightning.data import ImageNet, Shards, load_picture
+from gq_lightning.data.sharding import write_shards
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg")
 SIZE = (500, 375)  # pixels, the usual ones of ImageNet
@@ -81,8 +84,14 @@ def forms(root: Path) -> dict[str, Callable[[], Any]]:
         module = ImageNet(str(root), image_size=IMAGE_SIZE, batch_size=BATCH_SIZE, workers=workers)
         loader = module.train_dataloader()
         if workers == 0:
-            pictures = module.training_set()
-            found["item"] = lambda pictures=pictures: [pictures[index] for index in range(len(pictures))]
+            write_shards(root / "train", root / "shards", broken="unchecked", workers=0)
+            sets = {
+                "item": module.training_set(),
+                "fast": ImageNet(str(root), crop="fast", image_size=IMAGE_SIZE).training_set(),
+                "shards": Shards(str(root / "shards"), validation="train-*.tar", image_size=IMAGE_SIZE).training_set(),
+            }
+            for name, pictures in sets.items():
+                found[name] = lambda pictures=pictures: [pictures[index] for index in range(len(pictures))]
         if loader.num_workers == workers:  # the module takes at most one a core
             found[f"workers {workers}"] = lambda loader=loader: [len(batch) for batch in loader]
     return found

@@ -15,7 +15,8 @@ REPORT = "broken_pictures.txt"
 class BrokenPictures(Callback):
     """Names each broken picture once, those of all workers and ranks, after each validation and at the end of fit.
 
-    Not as they are found: a picture that one rank has found, another may find later. A resumed training adds to the report.
+    Not as they are found: a picture that one rank has found, another may find later. A resumed training adds to the report. Where an
+    error ends the training it is what the first rank knows: the others may be waiting.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -25,12 +26,16 @@ class BrokenPictures(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module)
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._write(trainer, pl_module, alone=True)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, alone: bool = False) -> None:
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         found = {
             f"{guarded.pictures.split}: {guarded.name(index)}"
             for guarded in data.loaded
-            for index in any_over_ranks(guarded.broken.to(pl_module.device)).nonzero().flatten().tolist()
+            for index in (guarded.broken if alone else any_over_ranks(guarded.broken.to(pl_module.device))).nonzero().flatten().tolist()
         }
         if not (found and trainer.is_global_zero):
             return

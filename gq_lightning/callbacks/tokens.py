@@ -1,6 +1,6 @@
 """`predict` writes what it computes: one token file per image of the evaluation set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ class TokenWriter(BasePredictionWriter):
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
         self._fingerprint = ""
+        self._name: Callable[[int], str] = str
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, ImageTokenizer)
         self._fingerprint = pl_module.fingerprint
+        self._name = trainer.datamodule.evaluation_set().name  # type: ignore[attr-defined]
 
     def write_on_batch_end(
         self,
@@ -34,10 +36,9 @@ class TokenWriter(BasePredictionWriter):
     ) -> None:
         assert isinstance(pl_module, ImageTokenizer)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "tokens"
-        dataset = trainer.datamodule.evaluation_set()  # type: ignore[attr-defined]
         height, width = batch.shape[-2:]
         for index, tokens in zip(batch_indices or (), prediction, strict=True):
-            path = folder / (dataset.name(index) + SUFFIX)
+            path = folder / (self._name(index) + SUFFIX)
             path.parent.mkdir(parents=True, exist_ok=True)
             done = f"{height}x{width} of the evaluation set"
             write_tokens(

@@ -3,18 +3,18 @@
 from gq_lightning.data.downloads import CIFAR10, Imagenette
 from gq_lightning.data.folders import ImageFolder, ImageNet
 from gq_lightning.data.images import (
-    PICTURE_SUFFIXES,
     BrokenImage,
     center_crop,
-    find_pictures,
     load_picture,
     resize_shorter,
     to_picture,
     to_tensor,
 )
+from gq_lightning.data.listing import PICTURE_SUFFIXES, find_pictures
 from gq_lightning.data.module import ImageDataModule
 from gq_lightning.data.photographs import Photographs
 from gq_lightning.data.sets import PictureSet
+from gq_lightning.data.shards import Shards
 
 __all__ = [
     "CIFAR10",
@@ -26,6 +26,7 @@ __all__ = [
     "Imagenette",
     "Photographs",
     "PictureSet",
+    "Shards",
     "center_crop",
     "find_pictures",
     "load_picture",

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from torch import Tensor
 from torchvision import datasets
 
-from gq_lightning.data.images import to_tensor
+from gq_lightning.data.images import scale_pixels
+from gq_lightning.data.listing import list_pictures
 from gq_lightning.data.module import ImageDataModule
-from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet, TrainingCrop, relative_names
+from gq_lightning.data.sets import CenterCrop, Cut, FileSet, PictureSet, TrainingCrop
 from gq_lightning.errors import UserError
 
 
@@ -42,7 +43,7 @@ class CIFAR10(ImageDataModule):
         _download("CIFAR-10", self.root, lambda: datasets.CIFAR10(self.root, download=True))
 
     def training_set(self) -> PictureSet:
-        return CIFARSet(self.root, "train", TrainingCrop(self.image_size, scale=None))
+        return CIFARSet(self.root, "train", TrainingCrop(self.image_size, "plain"))
 
     def evaluation_set(self) -> PictureSet:
         return CIFARSet(self.root, "test", CenterCrop(self.image_size))
@@ -62,7 +63,7 @@ class CIFARSet(PictureSet):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return to_tensor(self.prepare(self.images[index][0]))
+        return scale_pixels(self.prepare(self.images[index][0]))
 
     def name(self, index: int) -> str:
         return f"{self.split}/{index:05d}"
@@ -77,30 +78,33 @@ class Imagenette(ImageDataModule):
     Args:
         root: folder for the download.
         variant: shorter side of the downloaded pictures: `160px` (99 MB), `320px` (341 MB) or `full` (1.6 GB).
-        crop: training crops, `resized` (a share of the area, resized) or `plain` (a square after the shorter side is resized).
-        scale: share of the area that a resized crop covers, lower and upper bound.
+        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off) or
+            `plain` (a square after the shorter side is resized).
+        scale: share of the area that a resized or fast crop covers, lower and upper bound.
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.
         evaluation_batch_size: images in an evaluation batch; null takes batch_size.
         workers: processes that read pictures, at most one a core.
         skip_broken: evaluate without the pictures that cannot be read, instead of stopping at the first.
+        max_broken: stop training when more than this share of the pictures drawn so far could not be read.
     """
 
     def __init__(
         self,
         root: str,
         variant: Literal["160px", "320px", "full"] = "320px",
-        crop: Literal["resized", "plain"] = "resized",
+        crop: Cut = "resized",
         scale: tuple[float, float] = (0.8, 1.0),
         image_size: int = 256,
         batch_size: int = 16,
         evaluation_batch_size: int | None = None,
         workers: int = 4,
         skip_broken: bool = False,
+        max_broken: float = 0.2,
     ) -> None:
-        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken)
+        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken, max_broken)
         self.root, self.variant = Path(root).expanduser(), variant
-        self.training_crop = TrainingCrop(image_size, scale if crop == "resized" else None)
+        self.training_crop = TrainingCrop(image_size, crop, scale)
 
     def prepare_data(self) -> None:
         """Downloads and unpacks what is missing. Raises UserError where that fails."""
@@ -115,7 +119,7 @@ class Imagenette(ImageDataModule):
     def _split(self, split: str, crop: CenterCrop | TrainingCrop) -> PictureSet:
         # torchvision's name of the unpacked archive
         folder = self.root / f"imagenette2{'' if self.variant == 'full' else '-' + self.variant.removesuffix('px')}" / split
-        names = relative_names(folder, "call prepare_data, which downloads Imagenette there, or delete a partial download")
+        names = list_pictures(folder, "call prepare_data, which downloads Imagenette there, or delete a partial download")
         return FileSet(folder, names, crop, f"{self.variant}/{split}")
 
 

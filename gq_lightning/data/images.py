@@ -5,8 +5,9 @@ file --load_picture--> upright RGB picture --resize_shorter, center_crop--> squa
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,18 +17,20 @@ from torchvision.transforms.v2 import functional as transforms
 
 from gq_lightning.errors import UserError
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-
 
 class BrokenImage(UserError):
     """A file that cannot be read as a picture; the message names the file and the reason."""
 
 
-def load_picture(path: str | Path) -> Image.Image:
+def load_picture(file: str | Path | BinaryIO, name: str | Path | None = None) -> Image.Image:
     """The picture as 8-bit RGB, upright: EXIF orientation applied, transparency laid over white, the first frame of an animation.
 
     Grey pictures of 16 bits are scaled (65535 is white), not clipped; of other pictures with 16 bits a channel Pillow keeps the
     upper eight. CMYK is converted by Pillow's formula, and embedded colour profiles are ignored.
+
+    Args:
+        file: a path, or what is read, from its beginning.
+        name: what messages call it; by default its path.
 
     Raises:
         BrokenImage: the file is missing, unreadable, truncated, no picture, a decompression bomb, or has floating-point pixels.
@@ -36,10 +39,20 @@ def load_picture(path: str | Path) -> Image.Image:
         # Pillow warns of odd metadata and of large pictures, neither of which stops it; its limit for bombs raises
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as file:
-                return _to_rgb(ImageOps.exif_transpose(file))
+            with open_file(file) if isinstance(file, str | Path) else nullcontext(file) as opened:
+                if not opened.read(1):
+                    raise BrokenImage("the file is empty")
+                opened.seek(0)
+                with Image.open(opened) as picture:
+                    ImageOps.exif_transpose(picture, in_place=True)
+                    return _to_rgb(picture)
     except Exception as error:  # Pillow's readers raise nearly every built-in exception on damaged files
-        raise BrokenImage(f"{path}: {_reason(Path(path), error)}") from error
+        raise BrokenImage(f"{name or file}: {_reason(error)}") from error
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Opens for reading. A named pipe among the pictures is an empty file: without O_NONBLOCK it would be waited for, for ever."""
+    return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -60,8 +73,10 @@ def _scale_16_bits(grey: np.ndarray) -> np.ndarray:
     return ((values + 128) // 257).astype(np.uint8)  # rounds value * 255 / 65535
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(error: Exception) -> str:
     match error:
+        case BrokenImage():
+            return str(error)
         case FileNotFoundError():
             return "the file does not exist"
         case PermissionError():
@@ -69,7 +84,7 @@ def _reason(path: Path, error: Exception) -> str:
         case IsADirectoryError():
             return "is a folder, not a picture"
         case UnidentifiedImageError():
-            return "the file is empty" if path.stat().st_size == 0 else "not a picture in a known format"
+            return "not a picture in a known format"
         case Image.DecompressionBombError():
             return f"too many pixels to be a picture ({Image.MAX_IMAGE_PIXELS} is large, twice that is refused)"
     return f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
@@ -77,13 +92,17 @@ def _reason(path: Path, error: Exception) -> str:
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """An RGB picture as float32 (3, H, W): 0 becomes -1 and 255 becomes 1."""
-    pixels = torch.from_numpy(np.array(picture.convert("RGB")))
-    return scale_pixels(pixels.permute(2, 0, 1).contiguous())
+    return scale_pixels(to_pixels(picture))
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """An RGB picture as uint8 (3, H, W), in memory (H, W, 3)."""
+    return torch.from_numpy(np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))).permute(2, 0, 1)
 
 
 def scale_pixels(pixels: Tensor) -> Tensor:
-    """uint8 pixels of any shape to float32 in [-1, 1]."""
-    return pixels.float().div_(127.5).sub_(1)
+    """uint8 pixels of any shape to float32 in [-1, 1], contiguous."""
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def to_picture(image: Tensor) -> Image.Image:
@@ -93,10 +112,16 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def resize_shorter(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with a shorter side of `size` pixels, aspect ratio kept (rounded): bicubic, antialiased, by Pillow."""
+    """The picture with a shorter side of `size` pixels, aspect ratio kept (rounded): bicubic, antialiased, by Pillow.
+
+    Raises:
+        BrokenImage: so long and thin that it would have more pixels than Pillow decodes.
+    """
     width, height = picture.size
     shorter = min(width, height)
     target = (round(width * size / shorter), round(height * size / shorter))
+    if Image.MAX_IMAGE_PIXELS and target[0] * target[1] > 2 * Image.MAX_IMAGE_PIXELS:
+        raise BrokenImage(f"too long and thin to be a picture: {width} x {height} pixels would become {target[0]} x {target[1]}")
     return picture if target == picture.size else picture.resize(target, Image.Resampling.BICUBIC)
 
 
@@ -105,40 +130,3 @@ def center_crop(picture: Image.Image, size: int) -> Image.Image:
     if min(picture.size) < size:
         raise ValueError(f"cannot crop {size} pixels from a picture of {picture.width} x {picture.height}")
     return transforms.center_crop(picture, [size, size])
-
-
-def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
-    """The files named, whatever their suffix, and all pictures in the folders named, recursively; sorted, each once.
-
-    Names that begin with a dot are passed over (file managers leave broken pictures there); links to folders are followed.
-
-    Raises:
-        UserError: a path does not exist, or a folder has no pictures or cannot be listed.
-    """
-    found: set[Path] = set()
-    for path in (Path(path).expanduser() for path in paths):
-        if path.is_dir():
-            pictures = list(_walk(path))
-            if not pictures:
-                raise UserError(f"{path} has no pictures: put files there that end in {', '.join(PICTURE_SUFFIXES)}")
-            found.update(pictures)
-        elif path.exists():
-            found.add(path)
-        else:
-            raise UserError(f"{path} does not exist: name a picture or a folder of pictures")
-    return sorted(found)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    def stop(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be listed: {error.strerror}") from error
-
-    visited: set[str] = set()
-    for current, folders, names in os.walk(folder, followlinks=True, onerror=stop):
-        real = os.path.realpath(current)
-        if real in visited:  # a link back to a folder above it
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(current, name) for name in names if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."))

@@ -20,6 +20,7 @@ from gq_lightning.errors import UserError
 
 logger = logging.getLogger("gq_lightning.data")
 
+ENOUGH = 200  # pictures drawn, from which on their share of broken ones tells of the others
 WhenBroken = Literal["replace", "leave out", "stop"]
 
 
@@ -29,14 +30,19 @@ class Guarded(Dataset[Tensor | UserError | None]):
     Args:
         pictures: the set.
         when_broken: `replace` gives the next readable picture in its place, `leave out` gives None, `stop` gives the error.
+        max_broken: where more than this share of the pictures drawn are broken, `replace` gives an error instead. A picture that
+            only stood in for another counts as drawn no more than one that was never read: a whole folder of broken ones would
+            be gone through at once, and look like the state of them all.
 
     Attributes:
         broken: (len,) uint8 in memory shared with the worker processes, 1 where a picture was found to be broken.
+        drawn: the same, 1 where a picture was asked for.
     """
 
-    def __init__(self, pictures: PictureSet, when_broken: WhenBroken) -> None:
-        self.pictures, self.when_broken = pictures, when_broken
-        self.broken = torch.zeros(len(pictures), dtype=torch.uint8).share_memory_()
+    def __init__(self, pictures: PictureSet, when_broken: WhenBroken, max_broken: float = 1.0) -> None:
+        self.pictures, self.when_broken, self.max_broken = pictures, when_broken, max_broken
+        with torch.inference_mode(False):  # a validation may be the first to ask, and training writes to them too
+            self.broken, self.drawn = (torch.zeros(len(pictures), dtype=torch.uint8).share_memory_() for _ in range(2))
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -51,18 +57,27 @@ class Guarded(Dataset[Tensor | UserError | None]):
             return self._picture(index)
 
     def _picture(self, index: int) -> Tensor | UserError | None:
+        self.drawn[index] = 1
         candidates = range(index, index + len(self)) if self.when_broken == "replace" else [index]
         for candidate in (candidate % len(self) for candidate in candidates):
-            if self.broken[candidate]:
-                continue
-            try:
-                return self.pictures[candidate]
-            except BrokenImage as error:
-                if self.when_broken == "stop":
-                    return error
-                self.broken[candidate] = 1
-                logger.warning("left out a broken picture: %s", error)
+            if not self.broken[candidate]:
+                try:
+                    return self.pictures[candidate]
+                except BrokenImage as error:
+                    if self.when_broken == "stop":
+                        return error
+                    self.broken[candidate] = 1
+                    logger.warning("left out a broken picture: %s", error)
+            if candidate == index and self.when_broken == "replace" and (too_many := self._too_many()) is not None:
+                return too_many
         return None if self.when_broken == "leave out" else self.all_broken()
+
+    def _too_many(self) -> UserError | None:
+        drawn, broken = (int(flags.count_nonzero()) for flags in (self.drawn, self.drawn & self.broken))
+        if drawn < min(ENOUGH, len(self)) or broken <= self.max_broken * drawn:
+            return None
+        share = f"{broken} of the {drawn} pictures of {self.pictures.split} drawn so far cannot be read"
+        return UserError(f"{share}, more than data.max_broken {self.max_broken:g}: mend those that the warnings name, or raise it")
 
     def all_broken(self) -> UserError:
         return UserError(

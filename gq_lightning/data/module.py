@@ -26,8 +26,8 @@ class ImageDataModule(LightningDataModule, ABC):
     """Images of one size, without labels.
 
     Broken pictures: in training each is named once, in a warning of the logger ``gq_lightning.data`` and in the run's
-    broken_pictures.txt, and replaced by the next readable one; in evaluation the first stops the run with BrokenImage, or with
-    `skip_broken` they are left out of the batches.
+    broken_pictures.txt, and replaced by the next readable one, until `max_broken` is too many; in evaluation the first stops the run
+    with BrokenImage, or with `skip_broken` they are left out of the batches.
 
     A checkpoint holds the seed and the place in the epoch: a resumed training sees what the uninterrupted one would have seen.
 
@@ -37,6 +37,8 @@ class ImageDataModule(LightningDataModule, ABC):
         evaluation_batch_size: images in an evaluation batch; null takes batch_size.
         workers: processes that read pictures, at most one a core.
         skip_broken: evaluate without the pictures that cannot be read, instead of stopping at the first.
+        max_broken: stop training when more than this share of the pictures drawn so far could not be read: of those that the order
+            of training asked this process and its workers for since it began, each counted once, at least 200 or all there are.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ImageDataModule(LightningDataModule, ABC):
         evaluation_batch_size: int | None = None,
         workers: int = 4,
         skip_broken: bool = False,
+        max_broken: float = 0.2,
     ) -> None:
         super().__init__()
         self.image_size, self.batch_size, self.workers, self.skip_broken = image_size, batch_size, workers, skip_broken
@@ -53,6 +56,9 @@ class ImageDataModule(LightningDataModule, ABC):
         for name in ("image_size", "batch_size", "evaluation_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} {getattr(self, name)}: give a positive number")
+        if not 0 <= max_broken <= 1:
+            raise UserError(f"data.max_broken {max_broken}: give a share between 0 and 1")
+        self.max_broken = max_broken
         if workers < 0:
             raise UserError(f"data.workers {workers}: give 0 (read in the main process) or more")
         self._training_loader: Loader | None = None
@@ -68,7 +74,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @cached_property
     def _training(self) -> Guarded:
-        return Guarded(self.training_set(), "replace")
+        return Guarded(self.training_set(), "replace", self.max_broken)
 
     @cached_property
     def _evaluation(self) -> Guarded:
@@ -152,7 +158,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return Shuffled(self._training, ranks, distributed.get_rank() if ranks > 1 else 0, self.seed)
 
     def _loader(self, pictures: Guarded, batch_size: int, **settings: Any) -> Loader:
-        workers = min(self.workers, _cores())
+        workers = min(self.workers, cores())
         return Loader(
             pictures,
             batch_size=batch_size,  # by name: Lightning replaces it in prediction
@@ -170,5 +176,6 @@ def _ranks() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many processes this one may have at work at a time."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

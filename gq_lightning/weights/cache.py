@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import safetensors.torch
 from filelock import FileLock
-from platformdirs import user_cache_path
 from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor
 
 from gq_lightning.errors import UserError
+from gq_lightning.files import cache_folder
 from gq_lightning.weights import sources
 
 # name -> SHA-256 of the canonical content, as `content_sha256` takes it
@@ -42,8 +42,7 @@ class Cached(NamedTuple):
 
 def folder() -> Path:
     """``GQ_LIGHTNING_HOME``, else the user's cache folder; ``weights`` in it."""
-    home = os.environ.get("GQ_LIGHTNING_HOME")
-    return (Path(home).expanduser() if home else user_cache_path("gq_lightning")) / "weights"
+    return cache_folder() / "weights"
 
 
 def checksum(name: str) -> str:

@@ -7,7 +7,7 @@ from gq_lightning import data as data_package
 from gq_lightning.data import ImageDataModule
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
-MODULES = ("ImageNet", "ImageFolder", "CIFAR10", "Imagenette", "Photographs")
+MODULES = ("ImageNet", "ImageFolder", "CIFAR10", "Imagenette", "Photographs", "Shards")
 
 
 def parser() -> ArgumentParser:

@@ -5,17 +5,24 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from small import small_tokenizer
+from small import CONFIGS, small_tokenizer
+from torch import Tensor
 
 from gq_lightning.callbacks import BrokenPictures
 from gq_lightning.cli import main
-from gq_lightning.data import BrokenImage, ImageFolder
+from gq_lightning.data import BrokenImage, ImageFolder, Shards, loading
+from gq_lightning.data.loading import Guarded
+from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet
+from gq_lightning.data.sharding import write_shards
+from gq_lightning.errors import UserError
 from gq_lightning.evaluation import some_images
 
 COUNT, EVERY = 1000, 10
@@ -132,3 +139,149 @@ def test_every_kind_is_told_apart(folder: tuple[Path, set[str]]) -> None:
     assert {"the file is empty", "not a picture in a known format", "the file does not exist"} <= set(found.values())
     assert any(reason.startswith("too many pixels") for reason in found.values())
     assert len(some_images(pictures, 12)) > 8
+
+
+def test_shards_of_it_leave_them_out_or_keep_them(folder: tuple[Path, set[str]], tmp_path: Path) -> None:
+    root, broken = folder
+    written = write_shards(root / "all", tmp_path / "clean", megabytes=1, workers=0)
+    assert (written.left_out.keys(), written.pictures) == (broken, COUNT - len(broken))
+    assert len(list(Shards(str(tmp_path / "clean"), image_size=32, batch_size=20, workers=0).train_dataloader())) > 40
+    kept = write_shards(root / "all", tmp_path / "dirty", broken="keep", workers=0)
+    unreadable = ("No such file or directory", "Permission denied")
+    assert kept.left_out == {name: reason for name, reason in written.left_out.items() if reason in unreadable}
+    data = Shards(str(tmp_path / "dirty"), image_size=32, batch_size=20, workers=0)
+    assert len(list(data.train_dataloader())) > 40
+    assert data.skipped > 70
+
+
+def whole(folder: Path) -> dict[str, Image.Image]:
+    """Pictures that are odd, and can be read."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (36, 40, 3), dtype=np.uint8))
+    picture.save(folder / "png named.jpg", format="PNG")
+    picture.save(folder / "jpeg named.png", format="JPEG")
+    picture.convert("CMYK").save(folder / "cmyk.jpg")
+    picture.convert("P").save(folder / "palette.png")
+    Image.fromarray(np.full((36, 40), 40_000, dtype=np.uint16)).save(folder / "16 bits.png")
+    picture.resize((1, 1)).save(folder / "1 pixel.png")
+    picture.resize((1, 500)).save(folder / "thin.png")
+    frames = [Image.new("RGB", (36, 40), colour) for colour in ("red", "lime")]
+    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
+    return {path.name: picture for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("crop", ["resized", "fast", "plain"])
+def test_what_is_odd_is_read(crop: str, tmp_path: Path) -> None:
+    names = whole(tmp_path)
+    data = ImageFolder(str(tmp_path), str(tmp_path), image_size=32, batch_size=len(names), workers=0, crop=crop, max_broken=0.0)  # type: ignore[arg-type]
+    (batch,) = list(data.train_dataloader())
+    assert batch.shape == (len(names), 3, 32, 32)
+    (batch,) = list(data.val_dataloader())
+    pictures = data.evaluation_set()
+    images = {pictures.name(index): image for index, image in enumerate(batch)}
+    assert images["animated.gif"][:, 9, 9].tolist() == [1, -1, -1], "the first frame"
+    assert images["16 bits.png"].flatten()[0] == pytest.approx(40_000 / 65_535 * 2 - 1, abs=0.004)
+    assert data.skipped == 0
+
+
+REFUSED = {
+    "30 000 x 30 000.png": "too many pixels to be a picture",
+    "1 x 4 000 000.ppm": "too long and thin to be a picture: 1 x 4000000 pixels would become 64 x 256000000",
+    "pipe.png": "the file is empty",
+    "folder.png": "is a folder, not a picture",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_take_all_memory_or_time_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name.endswith(".ppm"):
+        path.write_bytes(b"P6 1 4000000 255 " + bytes(12_000_000))
+    elif name == "pipe.png":
+        os.mkfifo(path)
+    elif name == "folder.png":
+        path.mkdir()
+    else:
+        path.write_bytes(png_header(30_000, 30_000) + b"\0\0\0\x10IDAT" + bytes(20))  # refused before a pixel is looked for
+    with pytest.raises(BrokenImage) as caught:
+        FileSet(tmp_path, [name], CenterCrop(64), "all")[0]
+    assert str(caught.value).startswith(f"{path}: {REFUSED[name]}")
+
+
+class Some(PictureSet):
+    """Of `count` pictures those are broken for which `broken` says so."""
+
+    split = "some"
+
+    def __init__(self, count: int, broken: Callable[[int], bool]) -> None:
+        self.count, self.broken = count, broken
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self.broken(index):
+            raise BrokenImage(f"{index}: broken")
+        return torch.full((3, 32, 32), float(index))
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def size(self, index: int) -> int:
+        return 1
+
+
+def drawn_until_it_stops(pictures: Guarded, order: Iterable[int]) -> tuple[int, str]:
+    for count, index in enumerate(order, 1):
+        if isinstance(item := pictures[index], UserError):
+            return count, str(item)
+    return -1, ""
+
+
+def test_training_stops_where_too_many_are_broken() -> None:
+    order = np.random.default_rng(0).permutation(2000).tolist()
+    third = Guarded(Some(2000, lambda index: index % 3 == 0), "replace", 0.2)
+    count, message = drawn_until_it_stops(third, order)
+    assert loading.ENOUGH <= count < loading.ENOUGH + 10
+    broken = sum(index % 3 == 0 for index in order[:count])
+    assert message.startswith(f"{broken} of the {count} pictures of some drawn so far cannot be read, more than data.max_broken 0.2: mend")
+    assert drawn_until_it_stops(Guarded(Some(2000, lambda index: index % 3 == 0), "replace", 0.4), order) == (-1, "")
+    assert drawn_until_it_stops(Guarded(Some(2000, lambda index: index % 10 == 0), "replace", 0.2), order) == (-1, "")
+    # one that is broken stops it where none may be, and a picture counts once however often it is drawn
+    assert drawn_until_it_stops(Guarded(Some(2000, lambda index: index == 1999), "replace", 0.0), range(2000))[0] == 2000
+    assert drawn_until_it_stops(Guarded(Some(2000, lambda index: index == 5), "replace", 0.2), [5] * 1000) == (-1, "")
+    few = Guarded(Some(4, lambda index: index == 0), "replace", 0.2)
+    assert drawn_until_it_stops(few, [0, 1, 2]) == (-1, "")
+    assert drawn_until_it_stops(few, [3, 0])[0] == 2, "of so few all have been drawn"
+
+
+def test_a_broken_folder_is_not_the_whole() -> None:
+    """A tenth is broken, side by side: one draw goes through them all, and tells of one."""
+    order = np.random.default_rng(0).permutation(2000).tolist()
+    pictures = Guarded(Some(2000, lambda index: index < 200), "replace", 0.2)
+    assert drawn_until_it_stops(pictures, order) == (-1, "")
+    assert pictures.broken.sum() == 200
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_of_broken_pictures_ends_in_one_line(tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "clean").mkdir()
+    for index in range(20):
+        path = tmp_path / "pictures" / f"{index:02d}.png"
+        Image.new("RGB", (40, 40), (index, 0, 0)).save(path)
+        if index % 2:
+            path.write_bytes(b"broken")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "clean" / "0.png")
+    configs = ("base", "backbone/vit_small", "data/folder", "scale/smoke", "machine/cpu")
+    call = ["fit", *(text for name in configs for text in ("--config", str(CONFIGS / f"{name}.yaml")))]
+    call += ["--trainer.enable_progress_bar=false", f"--runs={tmp_path}", "--name=run"]
+    call += ["--trainer.max_steps=40", "--trainer.limit_val_batches=0"]
+    call += ["--model.backbone.init_args.width=32", "--model.backbone.init_args.layers=1"]
+    call += [f"--data.init_args.root={tmp_path / 'pictures'}", f"--data.init_args.workers={workers}", "--data.init_args.batch_size=2"]
+    call += [f"--data.init_args.validation_root={tmp_path / 'clean'}", "--data.init_args.image_size=32"]
+    assert main(call) == 2
+    *_, line = capfd.readouterr().err.strip().splitlines()
+    said = "of the 20 pictures of training folder drawn so far cannot be read, more than data.max_broken 0.2: mend"
+    assert line.startswith("error: ") and said in line
+    lines = (tmp_path / "run" / "broken_pictures.txt").read_text().splitlines()
+    assert len(lines) == 10 and all(line.startswith("training folder: ") for line in lines)

@@ -98,3 +98,16 @@ def test_training_crops(tmp_path: Path) -> None:
     assert torch.equal(first, resized[0])
     with pytest.raises(UserError, match=r"data.scale"):
         ImageNet(str(tmp_path), scale=(1.0, 0.5))
+
+
+def test_fast_crops_are_the_resized_ones_but_for_rounding(tmp_path: Path) -> None:
+    fill(tmp_path, ["train/a.png"], size=(90, 110))
+    resized, fast = (ImageNet(str(tmp_path), crop=crop, image_size=32).training_set() for crop in ("resized", "fast"))  # type: ignore[arg-type]
+    for seed in range(40):
+        images = []
+        for pictures in (resized, fast):
+            torch.manual_seed(seed)
+            images.append(pictures[0])
+        first, second = images
+        assert second.shape == (3, 32, 32) and second.is_contiguous()
+        assert (first - second).abs().max() * 127.5 < 2.5

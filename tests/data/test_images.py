@@ -150,10 +150,10 @@ def test_broken_files_are_named_with_the_reason(tmp_path: Path, monkeypatch: pyt
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, flags: int) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(BrokenImage, match=r"a\.png: no permission"):
         load_picture(tmp_path / "a.png")
 

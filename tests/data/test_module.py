@@ -72,7 +72,7 @@ def test_training_order_follows_the_seed(imagenet: Callable[..., ImageNet]) -> N
 def test_broken_training_pictures_are_replaced_named_once_and_counted(
     imagenet: Callable[..., ImageNet], workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = imagenet(broken_train=(3, 4, 5), workers=workers)
+    data = imagenet(broken_train=(3, 4, 5), workers=workers, max_broken=0.25)
     loader = data.train_dataloader()
     for _ in range(2):
         batches = list(loader)
@@ -100,6 +100,14 @@ def test_evaluation_leaves_broken_pictures_out_where_allowed(imagenet: Callable[
     assert sorted(levels(batches)) == [1, 3, 5, 8, 9, 10] and all(len(batch) for batch in batches)
     assert sorted(levels(data.test_dataloader())) == [1, 3, 5, 8, 9, 10]
     assert data.skipped == 5
+
+
+def test_what_was_first_read_in_inference_mode(imagenet: Callable[..., ImageNet]) -> None:
+    data = imagenet(broken_val=(0, 2), skip_broken=True)
+    with torch.inference_mode():
+        loader = data.val_dataloader()
+    assert len(levels(loader)) == 9
+    assert data.skipped == 2
 
 
 def test_nothing_readable(imagenet: Callable[..., ImageNet]) -> None:

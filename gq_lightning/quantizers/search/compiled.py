@@ -17,8 +17,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor
+
+from gq_lightning.files import cache_folder
 
 logger = logging.getLogger("gq_lightning.search")
 
@@ -35,8 +36,7 @@ def library(name: str, compile: bool = True) -> ctypes.CDLL | None:
 
 def path(name: str) -> Path:
     """Where the compiled code is, by what it is made of."""
-    home = Path(os.environ.get("GQ_LIGHTNING_HOME") or user_cache_path("gq_lightning"))
-    return home / "compiled" / f"{name}-{_digest(name)}.so"
+    return cache_folder() / "compiled" / f"{name}-{_digest(name)}.so"
 
 
 @cache  # a small search takes less time than its source to read

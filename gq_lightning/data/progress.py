@@ -1,0 +1,32 @@
+"""How far something long has come, on standard error."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+EVERY = 10  # seconds between two lines, where standard error is no terminal
+
+
+@contextmanager
+def progress(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Gives a function that is to be called with how many more are done: a bar on a terminal, else a line now and then."""
+    console, done, said = Console(stderr=True), 0, time.monotonic()
+    title_column = TextColumn("{task.description}", markup=False)  # a path may hold brackets
+    columns = (title_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(title, total=total)
+
+    def advance(more: int) -> None:
+        nonlocal done, said
+        done += more
+        bar.advance(task, more)
+        if not console.is_terminal and time.monotonic() - said >= EVERY:
+            said = time.monotonic()
+            print(f"{title}: {done}{'' if total is None else f' of {total}'}", file=sys.stderr, flush=True)
+
+    with bar:
+        yield advance
