@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -29,6 +29,8 @@ from gq_lightning.callbacks import (
     ExactResume,
     Export,
     LastCheckpoint,
+    LostRanks,
+    Preemption,
     Reconstructions,
     TokenWriter,
 )
@@ -131,8 +133,15 @@ class CommandLine(LightningCLI):
         for theirs, ours in (("accumulate_grad_batches", "accumulate"), ("gradient_clip_val", "gradient_clip")):
             if (value := self._get(self.config, f"trainer.{theirs}")) not in (None, 1):
                 raise UserError(f"trainer.{theirs}: use model.{ours} {value:g}, which serves generator and discriminator alike")
+        run = Path(self._get(self.config, "trainer.default_root_dir"))
         if self.subcommand == "fit":
-            self._claim_folder(Path(self._get(self.config, "trainer.default_root_dir")))
+            self._claim_folder(run)
+        checkpoints = Path(self._get(self.config, "checkpoint.dirpath") or run / "checkpoints")
+        if self._get(self.config, "ckpt_path") == "last" and not any(checkpoints.glob("last*.ckpt")):
+            if self.subcommand != "fit":
+                raise UserError(f"{checkpoints}: there is no last checkpoint to {self.subcommand}: give --ckpt_path a file")
+            # so that one command serves to begin and to go on
+            rank_zero_info(f"{checkpoints}: no last checkpoint yet, the training begins at its beginning")
 
     @rank_zero_only
     def _claim_folder(self, run: Path) -> None:
@@ -160,6 +169,8 @@ class CommandLine(LightningCLI):
         callbacks = [ExactResume(), LearningRateMonitor("step"), Reconstructions(), Diagnostics(), BrokenPictures(), TokenWriter()]
         if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
+        # after the bar, which is to be gone before a last word
+        callbacks += [Preemption(), LostRanks()]
         if (decay := self._get(self.config_init, "ema_decay")) is not None:
             # buffers are the multipliers and the codebook: they are copied, an average of them means nothing
             callbacks.append(EMAWeightAveraging(decay=decay, use_buffers=False))
@@ -215,6 +226,8 @@ def main(args: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # the state after the step is the one to keep
     warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
+    # said by us
+    warnings.filterwarnings("ignore", message=".*there is no last checkpoint available.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     try:
         if args[0] in commands.COMMANDS:

@@ -1,4 +1,4 @@
-"""Lightning callbacks: the TDC update, the Gaussian Quant post-training hook, export, pictures, diagnostics, resuming."""
+"""Lightning callbacks: the TDC update, the Gaussian Quant post-training hook, export, pictures, diagnostics, resuming, ends."""
 
 from gq_lightning.callbacks.broken_pictures import BrokenPictures
 from gq_lightning.callbacks.checkpoint_files import CheckpointFiles
@@ -7,6 +7,8 @@ from gq_lightning.callbacks.exact_resume import ExactResume
 from gq_lightning.callbacks.export import Export
 from gq_lightning.callbacks.gaussian_quant import GaussianQuant
 from gq_lightning.callbacks.last_checkpoint import LastCheckpoint
+from gq_lightning.callbacks.lost_ranks import LostRanks
+from gq_lightning.callbacks.preemption import Preemption
 from gq_lightning.callbacks.reconstructions import Reconstructions
 from gq_lightning.callbacks.tdc import TDC
 from gq_lightning.callbacks.tokens import TokenWriter
@@ -20,6 +22,8 @@ __all__ = [
     "Export",
     "GaussianQuant",
     "LastCheckpoint",
+    "LostRanks",
+    "Preemption",
     "Reconstructions",
     "TokenWriter",
 ]
