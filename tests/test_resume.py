@@ -1,16 +1,9 @@
 """A training that was interrupted and resumed is the uninterrupted one, to the bit."""
 
-import contextlib
-import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,26 +14,19 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
-from PIL import Image
-from small import CONFIGS, small_tokenizer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from small import small_tokenizer
 
 from gq_lightning.adversary import Adversary
 from gq_lightning.callbacks import TDC, CheckpointFiles, ExactResume, LastCheckpoint
 from gq_lightning.data import ImageFolder
 from gq_lightning.discriminator import PatchDiscriminator
+from killed import difference, read, write_pictures
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """22 of them to train on: five batches of four, and two pictures that an epoch leaves out."""
-    root = tmp_path_factory.mktemp("pictures")
-    for split, count in (("train", 22), ("val", 3)):
-        (root / split).mkdir()
-        for index in range(count):
-            pixels = np.random.default_rng(index).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-            Image.fromarray(pixels).resize((80, 64)).save(root / split / f"{index}.png")
-    return root
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 class Killed(Exception):
@@ -149,29 +135,8 @@ def fit(
     return files, tokenizer.state_dict()
 
 
-def read(path: Path) -> dict[str, Any]:
-    checkpoint = torch.load(path, weights_only=True)
-    # how many validation batches there have been in the epoch: Lightning counts, but does not use it
-    checkpoint["loops"] = {"fit_loop": {key: value for key, value in checkpoint["loops"]["fit_loop"].items() if "val_loop" not in key}}
-    for state in checkpoint["callbacks"].values():
-        state.pop("current_score", None)  # of the last validation; the best is what counts, and Lightning does not restore this one
-    return checkpoint
-
-
 def assert_same(first: Any, second: Any, where: str = "") -> None:
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, Mapping):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, Sequence) and not isinstance(first, str):
-        assert len(first) == len(second), where
-        for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            assert_same(one, other, f"{where}/{index}")
-    else:
-        assert first == second, where
+    assert (found := difference(first, second, where)) is None, found
 
 
 VALIDATE_BY_STEP = {"val_check_interval": 3, "check_val_every_n_epoch": None}
@@ -242,73 +207,3 @@ def test_ranks_and_batches_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn[0] == drawn[4]
     for numbers in zip(*drawn[:4], strict=True):
         assert len(set(numbers)) == 4
-
-
-def arguments(pictures: Path, runs: Path, name: str, ranks: int) -> list[str]:
-    configs = ("base.yaml", "backbone/vit_small.yaml", "data/folder.yaml", "scale/smoke.yaml", "machine/cpu.yaml")
-    return [
-        *("-m", "gq_lightning", "fit"),
-        *(text for file in configs for text in ("--config", str(CONFIGS / file))),
-        *(
-            f"--data.init_args.{key}"
-            for key in (f"root={pictures}/train", f"validation_root={pictures}/val", f"batch_size={4 // ranks}", "workers=2")
-        ),
-        *("--model.backbone.init_args.width=32", "--model.backbone.init_args.layers=1", "--model.schedule=cosine"),
-        *("--model.quantizer.init_args.codebook_size=256", "--model.quantizer.init_args.latent_channels=4"),
-        *("--trainer.callbacks=gq_lightning.callbacks.TDC", "--trainer.callbacks+=gq_lightning.callbacks.GaussianQuant"),
-        *("--export.rfid=false", "--trainer.enable_progress_bar=false", "--trainer.max_steps=24", "--trainer.val_check_interval=7"),
-        *("--last.every_n_train_steps=3", "--ema_decay=0.9", f"--runs={runs}", f"--name={name}", "--threads=1", "--ckpt_path=last"),
-        *([] if ranks == 1 else [f"--trainer.devices={ranks}", "--trainer.strategy=ddp"]),
-    ]
-
-
-def run_and_kill(call: list[str], last: Path, moment: float, **settings: Any) -> bool:
-    """Whether the run has ended by itself. Else it is killed, with all its processes, after its second last checkpoint and a `moment`."""
-    process = subprocess.Popen(
-        call, cwd=CONFIGS.parent, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **settings
-    )
-    written: set[int] = set()
-    while process.poll() is None and len(written) < 2:
-        with contextlib.suppress(FileNotFoundError):
-            written.add(last.stat().st_mtime_ns)
-        time.sleep(0.005)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(moment)
-    ended = process.poll() is not None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    _, error = process.communicate()
-    assert not ended or process.returncode == 0, error.decode()[-3000:]
-    return ended
-
-
-def ends(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[float]]]:
-    """The last checkpoint, the metrics and the curves of a run, free of what depends on its name and the time of day."""
-    checkpoint = read(folder / "checkpoints/last.ckpt")
-    del checkpoint["callbacks"]
-    metrics = json.loads((folder / "metrics.json").read_text())
-    board = EventAccumulator(str(folder)).Reload()
-    curves = {
-        # what was logged again is what was logged before
-        name: sorted({(event.step, event.value) for event in board.Scalars(name)})
-        for name in board.Tags()["scalars"]
-        if name not in ("images_per_second", "epoch") and "seconds" not in name
-    }
-    return checkpoint, {key: value for key, value in metrics.items() if "seconds" not in key}, curves
-
-
-@pytest.mark.parametrize(
-    ("ranks", "kills"), [(1, 1), pytest.param(1, 4, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)]
-)
-def test_killed_run_through_the_command_line(ranks: int, kills: int, tmp_path: Path, pictures: Path) -> None:
-    call = [sys.executable, *arguments(pictures, tmp_path, "whole", ranks)]
-    done = subprocess.run(call, cwd=CONFIGS.parent, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    call = [sys.executable, *arguments(pictures, tmp_path, "killed", ranks)]
-    last = tmp_path / "killed/checkpoints/last.ckpt"
-    for kill in range(kills + 1):
-        if run_and_kill(call, last, random.Random().uniform(0, 0.3) if kill < kills else 300):
-            break
-        (last.parent / ".last.ckpt.tmp").write_bytes(b"half a checkpoint")
-    for one, other in zip(ends(tmp_path / "killed"), ends(tmp_path / "whole"), strict=True):
-        assert_same(one, other)
