@@ -22,8 +22,8 @@ CONFIGS = ROOT / "configs"
 
 
 def write_pictures(folder: Path) -> Path:
-    """22 of noise to train on: five batches of four, and two pictures that an epoch leaves out; three to validate."""
-    for split, count in (("train", 22), ("val", 3)):
+    """22 of noise to train on: five batches of four, and two pictures that an epoch leaves out; five to validate."""
+    for split, count in (("train", 22), ("val", 5)):
         (folder / split).mkdir(parents=True)
         for index in range(count):
             pixels = np.random.default_rng(index).integers(0, 255, (40, 50, 3), dtype=np.uint8)
@@ -41,7 +41,7 @@ def arguments(pictures: Path, runs: Path, name: str, ranks: int = 1, nodes: int 
             f"--data.init_args.{key}"
             for key in (f"root={pictures}/train", f"validation_root={pictures}/val", f"batch_size={4 // ranks}", "workers=2")
         ),
-        # with two ranks one has two pictures, the other one
+        # an odd number of batches, which ranks have not alike
         *(["--data.init_args.evaluation_batch_size=1"] if ranks > 1 else []),
         *("--model.backbone.init_args.width=32", "--model.backbone.init_args.layers=1", "--model.schedule=cosine"),
         *("--model.quantizer.init_args.codebook_size=256", "--model.quantizer.init_args.latent_channels=4"),

@@ -233,7 +233,7 @@ MOMENTS: dict[str, tuple[dict[str, Any], str, int, int]] = {
     "between steps, in the middle of an epoch": (VALIDATE_BY_STEP, "on_train_batch_start", 8, 8),
     "in the last step of an epoch": (VALIDATE_BY_STEP, "on_train_batch_start", 5, 5),
     "in a step that a validation follows": (VALIDATE_BY_STEP, "on_train_batch_start", 6, 6),
-    "in a validation": (VALIDATE_BY_STEP, "on_validation_batch_start", 3, 6),  # the first is the sanity check's
+    "in a validation": (VALIDATE_BY_STEP, "on_validation_batch_start", 4, 6),  # the first is the sanity check's
     "in a validation by epoch": ({}, "on_validation_batch_start", 2, 5),
     "in an accumulation": ({"accumulate": 2, **VALIDATE_BY_STEP}, "on_train_batch_start", 6, 4),
     "while the discriminator learns": ({"adversary": True, **VALIDATE_BY_STEP}, "on_before_optimizer_step", 12, 8),
