@@ -64,6 +64,8 @@ def test_a_killed_rank(ranks: int, victim: int, torchrun: bool, tmp_path: Path, 
     else:
         assert all("has lost contact with another rank (" in line for line in lines)
         assert status == (1 if torchrun else -signal.SIGKILL)
+    if (ranks, victim, torchrun) == (2, 1, False):
+        return  # the quick one; others go on here, and in the soak
     steps = step_of(last) + 3
     with begin(pictures, tmp_path, ranks, torchrun, f"--trainer.max_steps={steps}") as life:
         assert life.wait(200) == 0, life.words[-3000:]
@@ -103,9 +105,9 @@ def test_sigterm(ranks: int, whom: str, torchrun: bool, tmp_path: Path, pictures
     assert lines == [f"stopped by SIGTERM after step {step}: {last} is written; the same command with --ckpt_path last goes on from there"]
     assert status == (1 if torchrun else 143)
     assert torchrun or "Traceback" not in words
-    with begin(pictures, tmp_path, ranks, torchrun, "--last.every_n_train_steps=4") as life:
-        assert life.wait(200) == 0, life.words[-3000:]
-    if ranks > 1:
+    if ranks > 1:  # of one process test_resume tells more
+        with begin(pictures, tmp_path, ranks, torchrun, "--last.every_n_train_steps=4") as life:
+            assert life.wait(200) == 0, life.words[-3000:]
         whole = [sys.executable, *arguments(pictures, tmp_path, "whole", ranks), "--last.every_n_train_steps=4"]
         subprocess.run(whole, check=True, capture_output=True, timeout=200)
         assert difference_of_runs(tmp_path / "whole", tmp_path / "run") is None

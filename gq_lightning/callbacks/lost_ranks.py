@@ -25,7 +25,7 @@ from gq_lightning.callbacks.last_checkpoint import last_checkpoint
 
 STATUS = os.EX_TEMPFAIL if hasattr(os, "EX_TEMPFAIL") else 75
 # what gloo says in a RuntimeError; NCCL and the store have exceptions of their own
-WORDS = re.compile(r"gloo|NCCL|Connection (?:closed|reset|refused)|Broken pipe|Timed? ?out", re.IGNORECASE)
+WORDS = re.compile(r"/gloo/|Gloo connect|Connection (?:closed|reset|refused)|Broken pipe|Timed out waiting")
 LAUNCHER = "GQ_LIGHTNING_LAUNCHER"
 GRACE = 5.0  # seconds in which a process that has lost another may end by itself, with words of its own
 

@@ -46,7 +46,8 @@ class Preemption(Callback):
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def _listen(self, trainer: Trainer) -> None:
-        self._signal = 0
+        self._signal, self._training = 0, False
+        trainer._signal_connector.received_sigterm = False
         signals: list[int] = [signal.SIGTERM]
         if (requeue := _requeue_signal(trainer)) is not None:
             signals.append(requeue)
