@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations benchmark test test-all lint clean
+.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations benchmark soak drill test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -54,6 +54,14 @@ benchmark: $(READY)  ## time the search for codewords, a training step and the l
 	$(RUN) experiments/benchmarks/search.py
 	$(RUN) experiments/benchmarks/step.py
 	$(RUN) experiments/benchmarks/loader.py
+
+KILLS ?= 30
+
+soak: $(READY)  ## kill a training KILLS=30 times, in checkpoint writes too, and compare its end to the bit: about 10 minutes on two cores
+	OMP_NUM_THREADS=1 $(RUN) experiments/soak.py --kills $(KILLS)
+
+drill: $(READY)  ## as root: train on two nodes, which are network namespaces, and lose each of them once: a few minutes
+	OMP_NUM_THREADS=1 $(RUN) experiments/drill.py
 
 test: $(READY)  ## the tests, with coverage: about 6 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -31,11 +31,14 @@ from gq_lightning.callbacks import (
     ExactResume,
     Export,
     LastCheckpoint,
+    LostRanks,
     NonFinite,
+    Preemption,
     Reconstructions,
     TokenWriter,
 )
 from gq_lightning.callbacks.broken_pictures import REPORT
+from gq_lightning.callbacks.non_finite import FOLDER as NON_FINITE
 from gq_lightning.data import ImageDataModule
 from gq_lightning.errors import UserError
 from gq_lightning.summary import Format, render, summarize
@@ -137,8 +140,15 @@ class CommandLine(LightningCLI):
         for theirs, ours in (("accumulate_grad_batches", "accumulate"), ("gradient_clip_val", "gradient_clip")):
             if (value := self._get(self.config, f"trainer.{theirs}")) not in (None, 1):
                 raise UserError(f"trainer.{theirs}: use model.{ours} {value:g}, which serves generator and discriminator alike")
+        run = Path(self._get(self.config, "trainer.default_root_dir"))
         if self.subcommand == "fit":
-            self._claim_folder(Path(self._get(self.config, "trainer.default_root_dir")))
+            self._claim_folder(run)
+        checkpoints = Path(self._get(self.config, "checkpoint.dirpath") or run / "checkpoints")
+        if self._get(self.config, "ckpt_path") == "last" and not any(checkpoints.glob("last*.ckpt")):
+            if self.subcommand != "fit":
+                raise UserError(f"{checkpoints}: there is no last checkpoint to {self.subcommand}: give --ckpt_path a file")
+            # so that one command serves to begin and to go on
+            rank_zero_info(f"{checkpoints}: no last checkpoint yet, the training begins at its beginning")
 
     @rank_zero_only
     def _claim_folder(self, run: Path) -> None:
@@ -157,6 +167,7 @@ class CommandLine(LightningCLI):
             "reconstructions.png",
             "config.yaml",
             REPORT,
+            f"{NON_FINITE}/*",
         ):
             for path in run.glob(pattern):
                 path.unlink()
@@ -174,6 +185,8 @@ class CommandLine(LightningCLI):
         ]
         if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
+        # after the bar, which is to be gone before a last word
+        callbacks += [Preemption(), LostRanks()]
         if (decay := self._get(self.config_init, "ema_decay")) is not None:
             # buffers are the multipliers and the codebook: they are copied, an average of them means nothing
             callbacks.append(EMAWeightAveraging(decay=decay, use_buffers=False))
@@ -229,6 +242,8 @@ def main(args: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # the state after the step is the one to keep
     warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
+    # said by us
+    warnings.filterwarnings("ignore", message=".*there is no last checkpoint available.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     try:
         if args[0] in commands.COMMANDS:

@@ -222,6 +222,13 @@ def test_a_run_is_not_overwritten_by_accident(run: Path, capfd: pytest.CaptureFi
     assert (run / "metrics.json").read_bytes() == before
 
 
+def test_no_last_checkpoint_is_no_weights_to_measure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`fit` begins instead, see test_ends."""
+    assert main(["validate", *SMOKE, f"--runs={tmp_path}", "--name=none", "--ckpt_path=last"]) == 2
+    line = f"error: {tmp_path}/none/checkpoints: there is no last checkpoint to validate: give --ckpt_path a file"
+    assert capfd.readouterr().err.splitlines()[-1] == line
+
+
 def test_broken_pictures_stop_evaluation_unless_skipped(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (40, 40), "red").save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])

@@ -1,5 +1,9 @@
 """Every shipped config parses and builds, at the sizes it ships with, on the meta device."""
 
+import os
+import signal
+import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -64,6 +68,32 @@ def test_small_models_at_all_scales(backbone: str, scale: str, tmp_path: Path) -
     size = cli.datamodule.image_size
     images = torch.empty(2, 3, size, size, device="meta")
     assert cli.model.backbone.encode(images).shape == (2, cli.model.quantizer.encoder_channels, size // 8, size // 8)
+
+
+def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the batch script hands to srun can be parsed; and so can what the config says of another signal."""
+    (tmp_path / "srun").write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    (tmp_path / "srun").chmod(0o755)
+    script, paper = str(CONFIGS / "machine/slurm.sbatch"), str(CONFIGS / "scale/paper.yaml")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    call = ["bash", script, "--config", paper, "--data.init_args.root", "/my data"]
+    words = subprocess.run(call, check=True, capture_output=True, text=True, env=environment, timeout=20).stdout.splitlines()
+    assert words[:5] == ["--kill-on-bad-exit=1", ".venv/bin/python", "-m", "gq_lightning", "fit"]
+    at = words.index("--ckpt_path")
+    assert words[at + 1] == "last"
+    monkeypatch.chdir(CONFIGS.parent)
+    with torch.device("meta"):
+        cli = CommandLine([*words[5:at], *words[at + 2 :], *HERE, f"--runs={tmp_path}"], run=False)
+    assert str(cli.datamodule.root) == "/my data"
+    assert cli.trainer.strategy._timeout == timedelta(minutes=10)
+    text = (CONFIGS / "machine/slurm.yaml").read_text()
+    begin = text.index("  # plugins:")
+    other = tmp_path / "slurm.yaml"
+    other.write_text(text[:begin] + text[begin:].replace("  # ", "  "))
+    for name, value in {"NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 7}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    environment = build(tmp_path, "base.yaml", arguments=("--config", str(other), *HERE, "--data.init_args.root=/data")).trainer.strategy
+    assert environment.cluster_environment.requeue_signal == signal.SIGUSR2  # type: ignore[attr-defined]
 
 
 def test_width_and_image_size_are_typed_once(tmp_path: Path) -> None:

@@ -38,14 +38,15 @@ def gaussian() -> Quantizer:
     return GaussianQuantizer(4, latent_channels=4, codebook_size=4, alpha=1.88, beta=1.1)
 
 
-# quantizer and whether there is a discriminator
-SETTINGS: dict[str, tuple[Callable[[], Quantizer], bool]] = {
-    "gq": (gaussian, False),
-    "gq and adversary": (gaussian, True),
-    "vq": (lambda: VectorQuantizer(**VQ, dead_code_threshold=0.9), False),
-    "vq ema": (lambda: VectorQuantizer(**VQ, ema_decay=0.9, kmeans_init=True, dead_code_threshold=0.3), False),
-    "lfq": (lambda: LookupFreeQuantizer(16, temperature=1.0, entropy_weight=10.0), False),
-    "bsq": (lambda: BinarySphericalQuantizer(16, entropy_weight=10.0), False),
+# quantizer, whether there is a discriminator, batches that make a step; an epoch's last step has one batch
+SETTINGS: dict[str, tuple[Callable[[], Quantizer], bool, int]] = {
+    "gq": (gaussian, False, 1),
+    "gq and adversary": (gaussian, True, 1),
+    "gq and adversary, accumulated": (gaussian, True, 2),
+    "vq": (lambda: VectorQuantizer(**VQ, dead_code_threshold=0.9), False, 1),
+    "vq ema": (lambda: VectorQuantizer(**VQ, ema_decay=0.9, kmeans_init=True, dead_code_threshold=0.3), False, 1),
+    "lfq": (lambda: LookupFreeQuantizer(16, temperature=1.0, entropy_weight=10.0), False, 1),
+    "bsq": (lambda: BinarySphericalQuantizer(16, entropy_weight=10.0), False, 1),
 }
 
 
@@ -78,11 +79,11 @@ GATHER = vq.gather_all_tensors
 
 
 def train(name: str, pictures: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
-    make, judged = SETTINGS[name]
+    make, judged, accumulate = SETTINGS[name]
     torch.manual_seed(1)
     quantizer = make()
     extra: dict[str, Any] = {"adversary": Adversary(PatchDiscriminator(8, layers=2), start=4, warmup=3)} if judged else {}
-    tokenizer = small_tokenizer("vit", quantizer, learning_rate=1e-3, **extra)
+    tokenizer = small_tokenizer("vit", quantizer, learning_rate=1e-3, accumulate=accumulate, **extra)
     torch.manual_seed(5)
     data = ImageFolder(
         str(pictures / "train"),

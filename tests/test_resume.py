@@ -1,16 +1,11 @@
 """A training that was interrupted and resumed is the uninterrupted one, to the bit."""
 
-import contextlib
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,26 +16,20 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
-from PIL import Image
-from small import CONFIGS, small_tokenizer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from small import small_tokenizer
 
 from gq_lightning.adversary import Adversary
-from gq_lightning.callbacks import TDC, CheckpointFiles, ExactResume, LastCheckpoint
+from gq_lightning.callbacks import TDC, CheckpointFiles, ExactResume, LastCheckpoint, Preemption
 from gq_lightning.data import ImageFolder
 from gq_lightning.discriminator import PatchDiscriminator
+from killed import difference, read, write_pictures
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """22 of them to train on: five batches of four, and two pictures that an epoch leaves out."""
-    root = tmp_path_factory.mktemp("pictures")
-    for split, count in (("train", 22), ("val", 3)):
-        (root / split).mkdir()
-        for index in range(count):
-            pixels = np.random.default_rng(index).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-            Image.fromarray(pixels).resize((80, 64)).save(root / split / f"{index}.png")
-    return root
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 class Killed(Exception):
@@ -58,6 +47,20 @@ class Kill(pl.Callback):
         if trainer.fit_loop.total_batch_idx == self.batch:
             raise Killed
         trainer.should_stop |= trainer.global_step + 1 == self.ask
+
+
+class Tell(pl.Callback):
+    """Sends this process a signal in the hook of that name, when it is called for the `count`-th time."""
+
+    def __init__(self, hook: str, count: int, number: int = signal.SIGTERM) -> None:
+        self.calls = 0
+
+        def tell(*_: Any, **__: Any) -> None:
+            self.calls += 1
+            if self.calls == count:
+                os.kill(os.getpid(), number)
+
+        setattr(self, hook, tell)
 
 
 class Kept(CheckpointFiles):
@@ -102,9 +105,11 @@ def fit(
     every: int = 1,
     schedule: str = "cosine",
     ask: int = -1,
+    tell: Tell | None = None,
     **settings: Any,
 ) -> tuple[Kept, dict[str, torch.Tensor]]:
     """Trains with all that has a state: TDC, averaged weights, the best and the last checkpoint. The weights are the averages."""
+    torch.manual_seed(4)
     extra = {"adversary": Adversary(PatchDiscriminator(8, layers=1), start=3, warmup=2)} if adversary else {}
     length = {"max_steps": 12} if not {"max_epochs", "max_steps"} & settings.keys() else {}
     tokenizer = small_tokenizer("vit", learning_rate=1e-3, schedule=schedule, warmup_steps=3, accumulate=accumulate, **extra)
@@ -117,6 +122,8 @@ def fit(
         EMAWeightAveraging(decay=0.8, use_buffers=False),
         TDC(),
         Kill(kill, ask),
+        Preemption(),
+        *([tell] if tell else []),
         ModelCheckpoint(
             folder,
             "best",
@@ -149,29 +156,8 @@ def fit(
     return files, tokenizer.state_dict()
 
 
-def read(path: Path) -> dict[str, Any]:
-    checkpoint = torch.load(path, weights_only=True)
-    # how many validation batches there have been in the epoch: Lightning counts, but does not use it
-    checkpoint["loops"] = {"fit_loop": {key: value for key, value in checkpoint["loops"]["fit_loop"].items() if "val_loop" not in key}}
-    for state in checkpoint["callbacks"].values():
-        state.pop("current_score", None)  # of the last validation; the best is what counts, and Lightning does not restore this one
-    return checkpoint
-
-
 def assert_same(first: Any, second: Any, where: str = "") -> None:
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, Mapping):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, Sequence) and not isinstance(first, str):
-        assert len(first) == len(second), where
-        for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            assert_same(one, other, f"{where}/{index}")
-    else:
-        assert first == second, where
+    assert (found := difference(first, second, where)) is None, found
 
 
 VALIDATE_BY_STEP = {"val_check_interval": 3, "check_val_every_n_epoch": None}
@@ -233,6 +219,103 @@ def test_a_finished_run_goes_on(tmp_path: Path, pictures: Path) -> None:
         assert logged.values.items() >= {step: notes.values[step] for step in logged.values if step not in (6, 7)}.items()
 
 
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+# the hook, how often it has been called by then, and after how many of the twelve steps the training ends
+MOMENTS: dict[str, tuple[dict[str, Any], str, int, int]] = {
+    "in a step": (VALIDATE_BY_STEP, "on_before_optimizer_step", 5, 5),
+    "between steps, in the middle of an epoch": (VALIDATE_BY_STEP, "on_train_batch_start", 8, 8),
+    "in the last step of an epoch": (VALIDATE_BY_STEP, "on_train_batch_start", 5, 5),
+    "in a step that a validation follows": (VALIDATE_BY_STEP, "on_train_batch_start", 6, 6),
+    "in a validation": (VALIDATE_BY_STEP, "on_validation_batch_start", 4, 6),  # the first is the sanity check's
+    "in a validation by epoch": ({}, "on_validation_batch_start", 2, 5),
+    "in an accumulation": ({"accumulate": 2, **VALIDATE_BY_STEP}, "on_train_batch_start", 6, 4),
+    "while the discriminator learns": ({"adversary": True, **VALIDATE_BY_STEP}, "on_before_optimizer_step", 12, 8),
+    "in the last step": (VALIDATE_BY_STEP, "on_train_batch_start", 12, 12),
+}
+
+
+QUICK = ("in a step", "in a validation by epoch", "in an accumulation", "while the discriminator learns")
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("moment", [moment if moment in QUICK else pytest.param(moment, marks=pytest.mark.slow) for moment in MOMENTS])
+def test_told_to_stop(moment: str, tmp_path: Path, pictures: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """SIGTERM: the step is made, and the validation that is due; then it is saved, and resumes as the training that never stopped."""
+    settings, hook, count, step = MOMENTS[moment]
+    _, weights = fit(tmp_path / "whole", pictures, notes=(logged := Notes()), every=1000, **settings)
+    notes = Notes()
+    with pytest.raises(SIGTERMException) as stopped:
+        fit(tmp_path, pictures, notes=notes, every=1000, tell=Tell(hook, count), **settings)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    last = tmp_path / "last.ckpt"
+    words = f"stopped by SIGTERM after step {step}: {last} is written; the same command with --ckpt_path last goes on from there"
+    assert capfd.readouterr().err.splitlines()[-1] == words
+    assert torch.load(last, weights_only=True)["global_step"] == step
+    _, resumed = fit(tmp_path, pictures, notes=notes, resume=last, every=1000, **settings)
+    assert_same(resumed, weights)
+    assert_same(read(last), read(tmp_path / "whole/last.ckpt") | {"callbacks": read(last)["callbacks"]})
+    for key, values in notes.values.items():
+        assert_same(values, {name: logged.values[key][name] for name in values}, f"logged at {key}")
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("hook", ["on_sanity_check_start", "on_train_end"])
+def test_told_to_stop_where_nothing_is_to_be_saved(hook: str, tmp_path: Path, pictures: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SIGTERMException) as stopped:
+        fit(tmp_path, pictures, notes=Notes(), every=1000, tell=Tell(hook, 1), max_steps=2)
+    assert stopped.value.code == 143
+    line = capfd.readouterr().err.splitlines()[-1]
+    if hook == "on_train_end":
+        assert line.startswith(f"stopped by SIGTERM after step 2: {tmp_path}/last.ckpt is as it was; ")
+    else:
+        assert line.startswith("stopped by SIGTERM after step 0: there is no checkpoint; ")
+        assert not list(tmp_path.iterdir())
+
+
+ONE_TASK = {"NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "7"}
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.filterwarnings("ignore:The `srun` command is available:UserWarning")
+@pytest.mark.parametrize("trouble", [None, "Job is gone", "no scontrol"])
+def test_slurm_takes_its_time_back(
+    trouble: str | None, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGUSR1 before the time limit: saved at the end of the step, and the job is back in its queue."""
+    (tmp_path / "bin").mkdir()
+    scontrol, calls = tmp_path / "bin/scontrol", tmp_path / "calls"
+    if trouble != "no scontrol":
+        scontrol.write_text(f"#!/bin/sh\necho $* >>{calls}\n" + (f"echo {trouble} >&2; exit 1\n" if trouble else ""))
+        scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    for name, value in ONE_TASK.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    if trouble is None:
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "6")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    with pytest.raises(SIGTERMException) as stopped:
+        fit(tmp_path, pictures, notes=Notes(), every=1000, tell=Tell("on_before_optimizer_step", 7, signal.SIGUSR1))
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"stopped by SIGUSR1 after step 7: {tmp_path}/last.ckpt is written; ")
+    if trouble is None:
+        assert line.endswith("job 6_2 is requeued")
+        assert calls.read_text() == "requeue 6_2\n"
+    else:
+        assert "job 7 could not be requeued (" in line and trouble in line.replace("No such file or directory: 'scontrol'", "no scontrol")
+        assert line.endswith("): submit it again")
+    assert not list(tmp_path.rglob("hpc_ckpt*")), "Lightning's own, which would be left behind"
+
+
 def test_ranks_and_batches_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, drawn = small_tokenizer("vit"), []
     for epoch, batch, rank in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0)]:
@@ -242,73 +325,3 @@ def test_ranks_and_batches_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn[0] == drawn[4]
     for numbers in zip(*drawn[:4], strict=True):
         assert len(set(numbers)) == 4
-
-
-def arguments(pictures: Path, runs: Path, name: str, ranks: int) -> list[str]:
-    configs = ("base.yaml", "backbone/vit_small.yaml", "data/folder.yaml", "scale/smoke.yaml", "machine/cpu.yaml")
-    return [
-        *("-m", "gq_lightning", "fit"),
-        *(text for file in configs for text in ("--config", str(CONFIGS / file))),
-        *(
-            f"--data.init_args.{key}"
-            for key in (f"root={pictures}/train", f"validation_root={pictures}/val", f"batch_size={4 // ranks}", "workers=2")
-        ),
-        *("--model.backbone.init_args.width=32", "--model.backbone.init_args.layers=1", "--model.schedule=cosine"),
-        *("--model.quantizer.init_args.codebook_size=256", "--model.quantizer.init_args.latent_channels=4"),
-        *("--trainer.callbacks=gq_lightning.callbacks.TDC", "--trainer.callbacks+=gq_lightning.callbacks.GaussianQuant"),
-        *("--export.rfid=false", "--trainer.enable_progress_bar=false", "--trainer.max_steps=24", "--trainer.val_check_interval=7"),
-        *("--last.every_n_train_steps=3", "--ema_decay=0.9", f"--runs={runs}", f"--name={name}", "--threads=1", "--ckpt_path=last"),
-        *([] if ranks == 1 else [f"--trainer.devices={ranks}", "--trainer.strategy=ddp"]),
-    ]
-
-
-def run_and_kill(call: list[str], last: Path, moment: float, **settings: Any) -> bool:
-    """Whether the run has ended by itself. Else it is killed, with all its processes, after its second last checkpoint and a `moment`."""
-    process = subprocess.Popen(
-        call, cwd=CONFIGS.parent, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **settings
-    )
-    written: set[int] = set()
-    while process.poll() is None and len(written) < 2:
-        with contextlib.suppress(FileNotFoundError):
-            written.add(last.stat().st_mtime_ns)
-        time.sleep(0.005)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(moment)
-    ended = process.poll() is not None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    _, error = process.communicate()
-    assert not ended or process.returncode == 0, error.decode()[-3000:]
-    return ended
-
-
-def ends(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[float]]]:
-    """The last checkpoint, the metrics and the curves of a run, free of what depends on its name and the time of day."""
-    checkpoint = read(folder / "checkpoints/last.ckpt")
-    del checkpoint["callbacks"]
-    metrics = json.loads((folder / "metrics.json").read_text())
-    board = EventAccumulator(str(folder)).Reload()
-    curves = {
-        # what was logged again is what was logged before
-        name: sorted({(event.step, event.value) for event in board.Scalars(name)})
-        for name in board.Tags()["scalars"]
-        if name not in ("images_per_second", "epoch") and "seconds" not in name
-    }
-    return checkpoint, {key: value for key, value in metrics.items() if "seconds" not in key}, curves
-
-
-@pytest.mark.parametrize(
-    ("ranks", "kills"), [(1, 1), pytest.param(1, 4, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)]
-)
-def test_killed_run_through_the_command_line(ranks: int, kills: int, tmp_path: Path, pictures: Path) -> None:
-    call = [sys.executable, *arguments(pictures, tmp_path, "whole", ranks)]
-    done = subprocess.run(call, cwd=CONFIGS.parent, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    call = [sys.executable, *arguments(pictures, tmp_path, "killed", ranks)]
-    last = tmp_path / "killed/checkpoints/last.ckpt"
-    for kill in range(kills + 1):
-        if run_and_kill(call, last, random.Random().uniform(0, 0.3) if kill < kills else 300):
-            break
-        (last.parent / ".last.ckpt.tmp").write_bytes(b"half a checkpoint")
-    for one, other in zip(ends(tmp_path / "killed"), ends(tmp_path / "whole"), strict=True):
-        assert_same(one, other)

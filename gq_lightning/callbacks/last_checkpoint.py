@@ -1,4 +1,4 @@
-"""checkpoints/last.ckpt, from which `--ckpt_path last` resumes: every so many steps, after each validation and at the end."""
+"""checkpoints/last.ckpt, from which `--ckpt_path last` resumes: every so many steps, after validations, when told to stop, at the end."""
 
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,12 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._complete = trainer.global_step != self._step
         self._step = trainer.global_step
-        loop = trainer.fit_loop
-        if not self._complete or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
+        if not self._complete or validation_is_due(trainer):
             return
         # the end of training would be too late: averaged weights have taken the place of those that train
         last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if self._step % self.every_n_train_steps == 0 or self._step == trainer.max_steps or trainer.should_stop or last_epoch:
+        end = self._step == trainer.max_steps or trainer.should_stop or trainer.received_sigterm or last_epoch
+        if end or self._step % self.every_n_train_steps == 0:
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,6 +45,16 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folders = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-        folder = (folders[0] if folders else None) or Path(trainer.default_root_dir) / "checkpoints"
-        trainer.save_checkpoint(Path(folder) / "last.ckpt", weights_only=False)
+        trainer.save_checkpoint(last_checkpoint(trainer), weights_only=False)
+
+
+def last_checkpoint(trainer: Trainer) -> Path:
+    """Where it is, beside the best."""
+    folders = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return Path((folders[0] if folders else None) or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether a validation follows the batch that ends."""
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]

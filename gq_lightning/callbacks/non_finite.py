@@ -1,20 +1,20 @@
 """RUN/non_finite/: the batch after which the loss or its gradient was no longer finite; the training stops there."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from gq_lightning.data import to_picture
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation import save_picture
+from gq_lightning.files import write_whole
 
 FOLDER = "non_finite"
 
@@ -82,11 +82,8 @@ class NonFinite(Callback):
     def _write(self, trainer: Trainer, batch: Batch) -> tuple[Path, list[str]]:
         names = trainer.datamodule.batch_names(batch.epoch, batch.index)  # type: ignore[attr-defined]
         path = Path(trainer.default_root_dir) / FOLDER / f"epoch{batch.epoch}-batch{batch.index}-rank{trainer.global_rank}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
         images = batch.images.detach().float().cpu()
         told = {"epoch": batch.epoch, "batch": batch.index, "loss": str(float(batch.loss)), "names": names}
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file({"images": images.contiguous()}, temporary, metadata={"told": json.dumps(told)})
-        os.replace(temporary, path)
+        write_whole(path, save({"images": images.contiguous()}, {"told": json.dumps(told)}))
         save_picture(to_picture(make_grid(images.nan_to_num(), nrow=8, pad_value=1)), path.with_suffix(".png"))
         return path, names

@@ -6,6 +6,9 @@ Errors cross the worker processes as values: an exception there would arrive wit
 """
 
 import logging
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -130,3 +133,23 @@ class Loader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._epoch = state["epoch"]
         self._start = self._batches = state["batches"]
+
+
+def heed_only_the_parent(_: int) -> None:
+    """What a worker process does first: signals that are sent to its whole process group are the training's, and not for it.
+
+    SLURM, `timeout` and others end a training by a signal to the group. A worker that follows it takes the training down before that has
+    saved. Its own process may end it all the same, and torch has it end by itself where that one is gone.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    group = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    signal.pthread_sigmask(signal.SIG_BLOCK, group)
+
+    def listen() -> None:
+        while True:
+            received = signal.sigwaitinfo(group)
+            if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
+                os._exit(0)
+
+    threading.Thread(target=listen, daemon=True, name="signals").start()

@@ -16,7 +16,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import distributed
 
 from gq_lightning.construction import public_path
-from gq_lightning.data.loading import Guarded, Loader, collate
+from gq_lightning.data.loading import Guarded, Loader, collate, heed_only_the_parent
 from gq_lightning.data.order import Shuffled
 from gq_lightning.data.sets import INTERPOLATION, PictureSet, fingerprint
 from gq_lightning.errors import UserError
@@ -166,6 +166,7 @@ class ImageDataModule(LightningDataModule, ABC):
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
+            worker_init_fn=heed_only_the_parent,
             # else each pass over it would draw from the random numbers of the model
             generator=torch.Generator(),
             **settings,

@@ -1,5 +1,9 @@
 import logging
+import os
 import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,3 +190,27 @@ def test_lightning_predicts_what_can_be_read(imagenet: Callable[..., ImageNet]) 
     data = imagenet(broken_val=(0, 2, 4, 6), workers=1, skip_broken=True)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     assert sorted(levels(trainer.predict(Collector(), data))) == [1, 3, 5, 7, 8, 9, 10]
+
+
+SIGNALS = """
+import os, sys
+for pid in sys.argv[1:]:
+    for number in (10, 12, 15):
+        os.kill(int(pid), number)
+"""
+
+
+def test_workers_heed_their_own_process_alone(imagenet: Callable[..., ImageNet]) -> None:
+    """SIGTERM, SIGUSR1 and SIGUSR2 from elsewhere, as to a whole process group, are the training's; its own SIGTERM ends a worker."""
+    loader = imagenet(train=40, workers=1).train_dataloader()
+    iterator = iter(loader)
+    batches = [next(iterator)]
+    (worker,) = loader._iterator._workers  # type: ignore[union-attr]
+    assert (int(signal.SIGUSR1), int(signal.SIGUSR2), int(signal.SIGTERM)) == (10, 12, 15)
+    subprocess.run([sys.executable, "-c", SIGNALS, str(worker.pid)], check=True)
+    assert len(batches + list(iterator)) == 10
+    worker.join(0.5)
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(10)
+    assert worker.exitcode == 0
