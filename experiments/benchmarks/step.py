@@ -155,7 +155,7 @@ def measure(scale: str, backbone: str, steps: int) -> dict[str, Any]:
             write_photographs(Path(folder, "pictures"), (total + 2) * batch)
             arguments += ["--data.init_args.root", f"{folder}/pictures", "--data.init_args.batch_size", str(batch)]
             arguments += ["--model.adversary.start", "0"]
-        elif backbone == "unet":  # as configs/backbone/unet_small.yaml says
+        elif backbone == "unet":  # a batch as small as that of configs/demo_unet.yaml
             arguments += ["--data.init_args.batch_size", "8", "--model.learning_rate", "1e-3"]
         arguments += ["--trainer.num_sanity_val_steps", "0", "--trainer.limit_val_batches", "0"]
         cli = CommandLine(arguments, run=False)
