@@ -41,7 +41,7 @@ class GaussianQuantizer(Quantizer):
         clamp_variance: tokenize as if no variance exceeded 1 / prior_weight. Beyond it the posterior is wider than the weighted
             prior, and the score would favour the longest codeword wherever the mean lies. Turn it off for published models.
         log_variance: added to the log-variances that the encoder gives. Its features begin near 0, and at 0 a posterior is as wide as
-            the prior and costs next to nothing; at -7 training begins with some 5 bits in each dimension.
+            the prior and costs next to nothing; at -7 training begins with over 4 bits in each dimension.
     """
 
     codewords: Tensor
