@@ -96,6 +96,14 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.cluster_environment.requeue_signal == signal.SIGUSR2  # type: ignore[attr-defined]
 
 
+def test_the_demo_with_a_small_unet(tmp_path: Path) -> None:
+    model = build(tmp_path, "demo.yaml", "demo_unet.yaml").model
+    assert type(model.backbone).__name__ == "UNet"
+    assert (model.quantizer.latent_channels, model.quantizer.log_variance, model.quantizer.tdc.beta) == (3, -7.0, 1.02)
+    # what the overlay does not name is the demo's
+    assert (model.loss.lpips_weight, model.betas, model.schedule) == (0.02, (0.9, 0.99), "cosine")
+
+
 def test_width_and_image_size_are_typed_once(tmp_path: Path) -> None:
     more = ("--model.quantizer.init_args.latent_channels=8", "--data.init_args.image_size=128")
     model = build(tmp_path, "base.yaml", "backbone/vit.yaml", arguments=more).model

@@ -65,7 +65,7 @@ BOOKKEEPING = ("TDC update", "logging")
 WARM_UP, STEPS, LOOKED_AT = {"demo": 6, "paper": 1}, {"demo": 60, "paper": 2}, {"demo": 2, "paper": 0}
 CONFIGS = {
     ("demo", "vit"): ["configs/demo.yaml"],
-    ("demo", "unet"): ["configs/demo.yaml", "configs/backbone/unet_small.yaml"],
+    ("demo", "unet"): ["configs/demo.yaml", "configs/demo_unet.yaml"],
     ("paper", "vit"): ["configs/base.yaml", "configs/backbone/vit.yaml", "configs/scale/paper.yaml"],
     ("paper", "unet"): ["configs/base.yaml", "configs/backbone/unet.yaml", "configs/scale/paper.yaml"],
 }
@@ -155,8 +155,6 @@ def measure(scale: str, backbone: str, steps: int) -> dict[str, Any]:
             write_photographs(Path(folder, "pictures"), (total + 2) * batch)
             arguments += ["--data.init_args.root", f"{folder}/pictures", "--data.init_args.batch_size", str(batch)]
             arguments += ["--model.adversary.start", "0"]
-        elif backbone == "unet":  # as configs/backbone/unet_small.yaml says
-            arguments += ["--data.init_args.batch_size", "8", "--model.learning_rate", "1e-3"]
         arguments += ["--trainer.num_sanity_val_steps", "0", "--trainer.limit_val_batches", "0"]
         cli = CommandLine(arguments, run=False)
         parts = instrument(cli, Parts(total, LOOKED_AT[scale] or steps))

@@ -179,7 +179,8 @@ class UNet(Backbone):
         attention_resolutions: levels that, on an image of `image_size`, have one of these resolutions get attention (on images of
             any size); a resolution that no level has is ignored.
         norm_groups: groups of every group normalisation. Each should have several channels: a group of one is an instance
-            normalisation, which takes an image's brightness and colour away from the decoder's last layer.
+            normalisation, which takes an image's brightness and colour away from the decoder's last layer. With 16 channels at the
+            finest level, 240 steps on photographs ended with 22.2 dB in groups of two channels, 22.8 dB in groups of eight.
         checkpointing: compute activations again in the backward pass: less memory, about a third more time.
 
     Raises:

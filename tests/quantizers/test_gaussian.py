@@ -116,6 +116,16 @@ def test_wide_posteriors_are_guarded() -> None:
     assert guarded.tokenize(x).item() != longest
 
 
+def test_a_posterior_may_begin_at_its_target() -> None:
+    """Features of zero cost no bits without `log_variance`; with it, it is as if the encoder had given them so."""
+    x = torch.zeros(1, 6)
+    plain, shifted = GaussianQuantizer(16, latent_channels=3), GaussianQuantizer(16, latent_channels=3, log_variance=-8.0)
+    assert plain(x).diagnostics["bits"].item() == 0
+    assert shifted(x).diagnostics["bits"].item() == pytest.approx(3 * (math.exp(-8) + 7) / (2 * math.log(2)))
+    given = features(5, 4, channels=3)
+    assert torch.equal(shifted.tokenize(given), plain.tokenize(given + torch.tensor([0.0, 0, 0, -8, -8, -8])))
+
+
 def test_codebook_sizes_that_are_no_power_of_two_aim_at_their_real_bits() -> None:
     quantizer = GaussianQuantizer(32, codebook_size=64_000)
     assert quantizer.tdc.target_bits == pytest.approx(math.log2(64_000))
