@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 weights: $(READY)  ## fetch and verify the weights that LPIPS and rFID need
 	$(RUN) -m gq_lightning weights
 
-demo: $(READY)  ## train, convert and measure on photographs that ship with scikit-image: about 8 minutes on two cores
+demo: $(READY)  ## train, convert and measure on photographs that ship with scikit-image: about 5 minutes on two cores
 	$(RUN) -m gq_lightning weights
 	$(RUN) -m gq_lightning fit --config configs/demo.yaml --overwrite true
 

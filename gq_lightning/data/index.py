@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gq_lightning.errors import UserError
+from gq_lightning.errors import UserError, printable
 from gq_lightning.files import cache_folder, write_whole
 
 VERSION = 1  # of the content; what other versions have kept is not read
@@ -33,7 +33,7 @@ def keep(path: Path, content: Any) -> None:
     try:
         write_whole(_file(path), hashlib.sha256(kept).hexdigest().encode() + b"\n" + kept)
     except UserError as error:
-        logger.warning("%s is listed again at each start: %s (or set GQ_LIGHTNING_HOME)", path, str(error).rpartition(": ")[0])
+        logger.warning("%s is listed again at each start: %s (or set GQ_LIGHTNING_HOME)", printable(path), str(error).rpartition(": ")[0])
 
 
 def _file(path: Path) -> Path:

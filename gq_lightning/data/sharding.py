@@ -26,7 +26,7 @@ from gq_lightning.data.module import cores
 from gq_lightning.data.progress import progress
 from gq_lightning.data.shards import LARGEST, Shard, read_shard, write_index
 from gq_lightning.data.tar import BLOCK
-from gq_lightning.errors import UserError
+from gq_lightning.errors import UserError, printable
 
 logger = logging.getLogger("gq_lightning.data")
 
@@ -100,7 +100,7 @@ def write_shards(
             for name, (content, reason) in contents:
                 keep = content is not None and (reason is None or broken == "keep")
                 if reason is not None:
-                    logger.warning("%s a broken picture: %s: %s", "kept" if keep else "left out", folder / name, reason)
+                    logger.warning("%s a broken picture: %s: %s", "kept" if keep else "left out", printable(folder / name), reason)
                 if keep and growing is not None and growing.pictures and growing.size + BLOCK + len(content) > megabytes * 1e6:
                     growing.finish()
                     number, growing = number + 1, None
