@@ -31,7 +31,7 @@ methods: $(READY)  ## train and measure every method on the same photographs, on
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/methods.yaml $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; smoke takes about 8 minutes on two cores
+reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; smoke takes about 6 minutes on two cores
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS))
 
@@ -50,7 +50,7 @@ reproduce-ablations: $(READY)  ## ablations: DATA=FOLDER with train/ and val/ [J
 	$(RUN) $(ABLATIONS) --profile convert
 	$(RUN) experiments/ablations.py
 
-benchmark: $(READY)  ## time the search for codewords, a training step and the loader, on a machine that does nothing else: under 10 minutes
+benchmark: $(READY)  ## time the search for codewords, a training step and the loader, on a machine that does nothing else: about 6 minutes
 	$(RUN) experiments/benchmarks/search.py
 	$(RUN) experiments/benchmarks/step.py
 	$(RUN) experiments/benchmarks/loader.py

@@ -6,10 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import loader
 import pytest
+import scale
 import search
 import torch
+from small import small_tokenizer
+
+from gq_lightning.data import Photographs
+from gq_lightning.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +40,7 @@ def test_the_loader_is_compared_with_its_decoder(tmp_path: Path, monkeypatch: py
     assert loader.write_photographs(tmp_path, 16) > 16 * 20_000
     rates = loader.measure(tmp_path, 16, 1)
     assert rates.keys() == {"decode", "half", "torchvision", "picture", "item", "fast", "shards", "workers 0"}
-    assert rates["half"]["median"] > rates["decode"]["median"] > rates["item"]["median"] > 1
+    assert min(rates["half"]["median"], rates["decode"]["median"]) > rates["item"]["median"] > 1
 
 
 def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
@@ -48,3 +54,15 @@ def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
     assert abs(sum(part["ms"] for part in run["parts"].values()) / run["step_ms"] - 1) < 0.01
     assert all(run["parts"][part]["ms"] > 0 for part in ("data", "encoder", "decoder", "LPIPS", "backward", "optimizer", "TDC update"))
     assert run["parts"]["backward"]["ms"] > run["parts"]["TDC update"]["ms"]
+
+
+@pytest.mark.parametrize("backbone", ["vit", "unet"])
+def test_a_training_step_is_counted(backbone: str) -> None:
+    """Three times what encoding and decoding take: a backward pass is two products for each of the forward pass, save for the images."""
+    tokenizer, count = small_tokenizer(backbone), scale.Count()
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=1, limit_val_batches=0, callbacks=[count], **quiet)
+    trainer.fit(tokenizer, Photographs(image_size=32, batch_size=2, workers=0))
+    once = summarize(tokenizer, 32)
+    forward = 2 * (once.encode_flops + once.decode_flops)
+    assert 2.8 * forward < count.counter.get_total_flops() < 3.1 * forward
