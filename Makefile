@@ -57,10 +57,10 @@ benchmark: $(READY)  ## time the search for codewords, a training step and the l
 
 KILLS ?= 30
 
-soak: $(READY)  ## kill a training KILLS=30 times, in checkpoint writes too, and compare its end to the bit: about 10 minutes on two cores
+soak: $(READY)  ## kill a training KILLS=30 times, in checkpoint writes too, and compare its end to the bit: about 6 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) experiments/soak.py --kills $(KILLS)
 
-drill: $(READY)  ## as root: train on two nodes, which are network namespaces, and lose each of them once: a few minutes
+drill: $(READY)  ## as root: train on two nodes, which are network namespaces, and lose each of them once: a minute and a half
 	OMP_NUM_THREADS=1 $(RUN) experiments/drill.py
 
 test: $(READY)  ## the tests, with coverage: about 6 minutes on two cores

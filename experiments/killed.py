@@ -186,7 +186,7 @@ def difference_of_runs(whole: Path, killed: Path) -> str | None:
 
 
 def _ends(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, set[tuple[int, float]]]]:
-    """Free of what depends on a run's name and the time of day."""
+    """Free of what depends on a run's name, the machine and the time of day."""
     checkpoint = read(folder / "checkpoints/last.ckpt")
     del checkpoint["callbacks"]
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -194,6 +194,6 @@ def _ends(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, set[t
     curves = {
         name: {(event.step, event.value) for event in board.Scalars(name)}
         for name in board.Tags()["scalars"]
-        if name not in ("images_per_second", "epoch") and "seconds" not in name
+        if name not in ("images_per_second", "memory_gib", "epoch") and "seconds" not in name
     }
     return checkpoint, {key: value for key, value in metrics.items() if "seconds" not in key}, curves
