@@ -1,6 +1,7 @@
 """One evaluation for the end of fit and for the command line: measure what a receiver of the tokens sees, write it down, draw it."""
 
 import contextlib
+import io
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from torch import Tensor
 from gq_lightning.data.images import BrokenImage, to_picture
 from gq_lightning.data.sets import PictureSet
 from gq_lightning.errors import UserError
+from gq_lightning.files import write_whole
 from gq_lightning.tokenizer import ImageTokenizer, Reconstruction
 
 
@@ -57,10 +59,7 @@ def write_metrics(path: Path, values: Mapping[str, Any], protocol: Mapping[str, 
     if torch.cuda.is_available():
         machine["accelerator"] = torch.cuda.get_device_name()
     content = {**values, **facts, "protocol": {**protocol, "data": dict(data)}, "machine": machine}
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Image.Image:
@@ -104,7 +103,7 @@ def some_images(dataset: PictureSet, count: int) -> Tensor:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG under a temporary name and renames it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    """Writes a PNG, whole or not at all."""
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    write_whole(path, encoded.getvalue())

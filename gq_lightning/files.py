@@ -24,7 +24,7 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}: choose another --out") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}: make room, or choose another place") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -1,6 +1,5 @@
 """RUN/broken_pictures.txt: which pictures a training went without."""
 
-import os
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,6 +7,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from gq_lightning.data import ImageDataModule
 from gq_lightning.distributed import any_over_ranks
+from gq_lightning.files import write_whole
 
 REPORT = "broken_pictures.txt"
 
@@ -43,6 +43,4 @@ class BrokenPictures(Callback):
         known = set(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()) if path.exists() else set()
         if found <= known:
             return
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in sorted(found | known)), encoding="utf-8", errors="surrogateescape")
-        os.replace(temporary, path)
+        write_whole(path, "".join(f"{line}\n" for line in sorted(found | known)).encode("utf-8", "surrogateescape"))
