@@ -33,7 +33,7 @@ class ReconstructionLoss(nn.Module):
             raise UserError(f"loss.lpips_weight: {lpips_weight} is negative")
         self.pixel, self.lpips_weight = pixel, lpips_weight
         self.lpips = LPIPS(lpips_network) if lpips_weight > 0 else None
-        self.log_variance = nn.Parameter(torch.zeros(())) if learned_variance else None
+        self.log_scale = nn.Parameter(torch.zeros(())) if learned_variance else None
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstructions and images (B, 3, H, W) to the loss, a scalar, and its detached parts (means per pixel) by name."""
@@ -45,7 +45,7 @@ class ReconstructionLoss(nn.Module):
                 perceptual = self.lpips(reconstructions.float(), images.float())  # (B,)
                 parts["lpips"] = perceptual.detach().mean()
                 distance = distance + self.lpips_weight * perceptual[:, None, None, None]
-            if self.log_variance is not None:
-                distance = distance / self.log_variance.exp() + self.log_variance
-                parts["log_variance"] = self.log_variance.detach()
+            if self.log_scale is not None:
+                distance = distance / self.log_scale.exp() + self.log_scale
+                parts["log_scale"] = self.log_scale.detach()
             return distance.flatten(1).sum(dim=1).mean(), parts

@@ -104,6 +104,7 @@ def import_checkpoint(
         prior_weight=1.0,
         layout="strided",
         clamp_variance=False,
+        initial_log_variance=0.0,
     )
     return ImageTokenizer(backbone, quantizer).eval().requires_grad_(False)
 

@@ -49,7 +49,7 @@ class Reconstruction:
     bits: Tensor | None
 
 
-def is_written(trainer: Trainer) -> bool:
+def is_logging_step(trainer: Trainer) -> bool:
     """Whether the step just made is one that the loggers write: `log` of a dozen values takes as long as a small model's optimizer."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and trainer.global_step % every == 0
@@ -217,7 +217,7 @@ class ImageTokenizer(Pretrained, LightningModule):
             parts = parts | more
             if complete:
                 norms.append(take_step(*discriminator[0], self.gradient_clip, counted=False))
-        if complete and is_written(self.trainer):
+        if complete and is_logging_step(self.trainer):
             parts = parts | {"reconstruction": reconstruction, "penalty": quantized.penalty}
             self.log_dict({"gradient_norm": norms[0]} | {f"loss/{name}": value for name, value in parts.items()})
             self.log("loss", total, prog_bar=True)

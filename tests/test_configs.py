@@ -99,7 +99,7 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_demo_with_a_small_unet(tmp_path: Path) -> None:
     model = build(tmp_path, "demo.yaml", "demo_unet.yaml").model
     assert type(model.backbone).__name__ == "UNet"
-    assert (model.quantizer.latent_channels, model.quantizer.log_variance, model.quantizer.tdc.beta) == (3, -7.0, 1.02)
+    assert (model.quantizer.latent_channels, model.quantizer.initial_log_variance, model.quantizer.tdc.beta) == (3, -7.0, 1.02)
     # what the overlay does not name is the demo's
     assert (model.loss.lpips_weight, model.betas, model.schedule) == (0.02, (0.9, 0.99), "cosine")
 

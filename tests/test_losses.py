@@ -23,8 +23,8 @@ def test_the_formula_of_the_recipe() -> None:
     """(L1 + LPIPS broadcast over pixels) / exp(s) + s, summed per image."""
     x, y = images(0), images(1)
     loss = ReconstructionLoss("l1", lpips_weight=0.7, lpips_network="alex")
-    assert loss.log_variance is not None
-    loss.log_variance.data.fill_(-0.3)
+    assert loss.log_scale is not None
+    loss.log_scale.data.fill_(-0.3)
     per_pixel = (x - y).abs() + 0.7 * LPIPS("alex")(x, y)[:, None, None, None]
     expected = (per_pixel / torch.tensor(-0.3).exp() - 0.3).flatten(1).sum(1).mean()
     torch.testing.assert_close(loss(x, y)[0], expected)
@@ -33,11 +33,11 @@ def test_the_formula_of_the_recipe() -> None:
 def test_learned_variance_settles_at_the_mean_distance() -> None:
     x, y = images(0), images(1)
     loss = ReconstructionLoss("l2", lpips_weight=0)
-    assert loss.log_variance is not None
-    loss.log_variance.data.fill_(float((x - y).square().mean().log()))
+    assert loss.log_scale is not None
+    loss.log_scale.data.fill_(float((x - y).square().mean().log()))
     loss(x, y)[0].backward()
-    assert loss.log_variance.grad is not None
-    assert abs(loss.log_variance.grad.item()) < 1e-2
+    assert loss.log_scale.grad is not None
+    assert abs(loss.log_scale.grad.item()) < 1e-2
 
 
 def test_float32_under_autocast_and_no_network_in_the_checkpoint() -> None:
@@ -45,7 +45,7 @@ def test_float32_under_autocast_and_no_network_in_the_checkpoint() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value, _ = loss(images(0), images(1))
     torch.testing.assert_close(value, loss(images(0), images(1))[0])
-    assert list(loss.state_dict()) == ["log_variance"]
+    assert list(loss.state_dict()) == ["log_scale"]
 
 
 def test_bad_weight() -> None:

@@ -34,11 +34,13 @@ def data() -> Photographs:
     return Photographs(image_size=32, batch_size=8, workers=0)
 
 
-def train(backbone: str, acceleration: Acceleration | None = None, checkpointing: bool = False, **settings: Any) -> tuple[Tensor, Curve]:
+def train(
+    backbone: str, acceleration: Acceleration | None = None, gradient_checkpointing: bool = False, **settings: Any
+) -> tuple[Tensor, Curve]:
     tokenizer = small_tokenizer(backbone, learning_rate=2e-3)
     for module in tokenizer.modules():
-        if hasattr(module, "checkpointing"):
-            module.checkpointing = checkpointing
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = gradient_checkpointing
     torch.manual_seed(1)
     curve = Curve()
     trainer = pl.Trainer(
@@ -83,7 +85,7 @@ def test_bfloat16(backbone: str) -> None:
 
 @pytest.mark.parametrize("backbone", ["vit", "unet"])
 def test_checkpointing(backbone: str) -> None:
-    losses, _ = train(backbone, checkpointing=True)
+    losses, _ = train(backbone, gradient_checkpointing=True)
     torch.testing.assert_close(losses, plain(backbone), rtol=1e-5, atol=0)
 
 

@@ -35,7 +35,7 @@ MULTIPLIERS = ("lambda_min", "lambda_mean", "lambda_max")
 
 def gaussian() -> Quantizer:
     """Thresholds among the divergences of the first steps: one rank's smallest and largest alone would decide otherwise."""
-    return GaussianQuantizer(4, latent_channels=4, codebook_size=4, alpha=1.88, beta=1.1)
+    return GaussianQuantizer(4, latent_channels=4, codebook_size=4, tdc_alpha=1.88, tdc_beta=1.1)
 
 
 # quantizer, whether there is a discriminator, batches that make a step; an epoch's last step has one batch

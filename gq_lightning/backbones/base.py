@@ -47,9 +47,9 @@ class Backbone(Recorded, nn.Module, ABC):
         """The weight of the decoder's last layer, where the adaptive adversarial weight is measured."""
 
 
-def apply_block(block: nn.Module, inputs: Tensor, checkpointing: bool) -> Tensor:
-    """`block(inputs)`; with `checkpointing` its activations are computed again in the backward pass instead of being kept."""
-    if checkpointing and torch.is_grad_enabled():
+def apply_block(block: nn.Module, inputs: Tensor, gradient_checkpointing: bool) -> Tensor:
+    """`block(inputs)`; with `gradient_checkpointing` its activations are computed again in the backward pass instead of being kept."""
+    if gradient_checkpointing and torch.is_grad_enabled():
         # the blocks draw no random numbers, so there is no generator state to save
         return checkpoint(block, inputs, use_reentrant=False, preserve_rng_state=False)
     return block(inputs)

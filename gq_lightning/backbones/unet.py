@@ -104,17 +104,24 @@ class Level(nn.Module):
     """The residual blocks of one resolution, then `resample` to the next."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, blocks: int, attention: bool, groups: int, resample: nn.Module, checkpointing: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        blocks: int,
+        attention: bool,
+        groups: int,
+        resample: nn.Module,
+        gradient_checkpointing: bool,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
         self.blocks = nn.ModuleList(ResidualBlock(before, after, attention, groups) for before, after in pairwise(widths))
         self.resample = resample
-        self.checkpointing = checkpointing
+        self.gradient_checkpointing = gradient_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = apply_block(block, x, self.checkpointing)
+            x = apply_block(block, x, self.gradient_checkpointing)
         return self.resample(x)
 
 
@@ -122,7 +129,7 @@ class Encoder(nn.Module):
     """Images (B, 3, H, W) to features (B, features, H / 2**(levels - 1), W / 2**(levels - 1)). `widths` go from fine to coarse."""
 
     def __init__(
-        self, features: int, channels: int, widths: list[int], attention: list[bool], blocks: int, groups: int, checkpointing: bool
+        self, features: int, channels: int, widths: list[int], attention: list[bool], blocks: int, groups: int, gradient_checkpointing: bool
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
@@ -130,8 +137,8 @@ class Encoder(nn.Module):
         for index, (before, after) in enumerate(pairwise([channels, *widths])):
             coarsest = index == len(widths) - 1
             resample = nn.Identity() if coarsest else Downsample(after)
-            self.levels.append(Level(before, after, blocks, attention[index], groups, resample, checkpointing))
-        self.middle = Level(widths[-1], widths[-1], 2, False, groups, nn.Identity(), checkpointing)
+            self.levels.append(Level(before, after, blocks, attention[index], groups, resample, gradient_checkpointing))
+        self.middle = Level(widths[-1], widths[-1], 2, False, groups, nn.Identity(), gradient_checkpointing)
         self.norm_out = normalization(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], features, 3, padding=1)
 
@@ -145,15 +152,17 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (B, latents, h, w) to images. `widths` go from coarse to fine, as do `levels`; each has one block more than the encoder's."""
 
-    def __init__(self, latents: int, widths: list[int], attention: list[bool], blocks: int, groups: int, checkpointing: bool) -> None:
+    def __init__(
+        self, latents: int, widths: list[int], attention: list[bool], blocks: int, groups: int, gradient_checkpointing: bool
+    ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(latents, widths[0], 3, padding=1)
-        self.middle = Level(widths[0], widths[0], 2, False, groups, nn.Identity(), checkpointing)
+        self.middle = Level(widths[0], widths[0], 2, False, groups, nn.Identity(), gradient_checkpointing)
         self.levels = nn.ModuleList()
         for index, (before, after) in enumerate(pairwise([widths[0], *widths])):
             finest = index == len(widths) - 1
             resample = nn.Identity() if finest else Upsample(after)
-            self.levels.append(Level(before, after, blocks + 1, attention[index], groups, resample, checkpointing))
+            self.levels.append(Level(before, after, blocks + 1, attention[index], groups, resample, gradient_checkpointing))
         self.norm_out = normalization(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
@@ -181,7 +190,7 @@ class UNet(Backbone):
         norm_groups: groups of every group normalisation. Each should have several channels: a group of one is an instance
             normalisation, which takes an image's brightness and colour away from the decoder's last layer. With 16 channels at the
             finest level, 240 steps on photographs ended with 22.2 dB in groups of two channels, 22.8 dB in groups of eight.
-        checkpointing: compute activations again in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
 
     Raises:
         UserError: a width is not a multiple of `norm_groups`, there is no level or no block, or a size is not a multiple of `downsampling`.
@@ -199,7 +208,7 @@ class UNet(Backbone):
         blocks: int = 2,
         attention_resolutions: Sequence[int] = (32,),
         norm_groups: int = 32,
-        checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
@@ -212,8 +221,8 @@ class UNet(Backbone):
         self.downsampling = 2 ** (len(widths) - 1)
         check_multiple(image_size, image_size, self.downsampling)
         attention = [image_size // 2**index in attention_resolutions for index in range(len(widths))]
-        self.encoder: Encoder = Encoder(encoder_channels, channels, widths, attention, blocks, norm_groups, checkpointing)
-        self.decoder: Decoder = Decoder(latent_channels, widths[::-1], attention[::-1], blocks, norm_groups, checkpointing)
+        self.encoder: Encoder = Encoder(encoder_channels, channels, widths, attention, blocks, norm_groups, gradient_checkpointing)
+        self.decoder: Decoder = Decoder(latent_channels, widths[::-1], attention[::-1], blocks, norm_groups, gradient_checkpointing)
         initialize(self)
 
     def encode(self, images: Tensor) -> Tensor:

@@ -39,18 +39,18 @@ def to_map(sequence: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """Learned position embedding, LayerNorm, pre-norm blocks, LayerNorm. (B, positions, width) to the same shape."""
 
-    def __init__(self, positions: int, width: int, layers: int, heads: int, mlp_ratio: float, checkpointing: bool) -> None:
+    def __init__(self, positions: int, width: int, layers: int, heads: int, mlp_ratio: float, gradient_checkpointing: bool) -> None:
         super().__init__()
         self.position_embedding = nn.Parameter(width**-0.5 * torch.randn(positions, width))
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
-        self.checkpointing = checkpointing
+        self.gradient_checkpointing = gradient_checkpointing
 
     def forward(self, sequence: Tensor) -> Tensor:
         x = self.norm_in(sequence + self.position_embedding)
         for block in self.blocks:
-            x = apply_block(block, x, self.checkpointing)
+            x = apply_block(block, x, self.gradient_checkpointing)
         return self.norm_out(x)
 
 
@@ -99,7 +99,7 @@ class VisionTransformer(Backbone):
         heads: attention heads; they divide `width`.
         mlp_ratio: hidden width of the blocks' MLP in units of `width`.
         head_width: hidden width of the tanh layer that ends the decoder.
-        checkpointing: compute activations again in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
 
     Raises:
         UserError: `heads` does not divide `width`, `image_size` is not a multiple of `patch_size`, or, later, an image or a map of
@@ -117,7 +117,7 @@ class VisionTransformer(Backbone):
         heads: int = 12,
         mlp_ratio: float = 4.0,
         head_width: int = 3072,
-        checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
@@ -128,7 +128,7 @@ class VisionTransformer(Backbone):
         self.downsampling = patch_size
         self.window = image_size
         self.grid = image_size // patch_size
-        geometry = (self.grid**2, width, layers, heads, mlp_ratio, checkpointing)
+        geometry = (self.grid**2, width, layers, heads, mlp_ratio, gradient_checkpointing)
         self.encoder: Encoder = Encoder(encoder_channels, patch_size, width, Transformer(*geometry))
         self.decoder: Decoder = Decoder(latent_channels, patch_size, width, head_width, Transformer(*geometry))
 

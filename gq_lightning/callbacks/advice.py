@@ -10,7 +10,7 @@ from torch import Tensor
 from gq_lightning.callbacks.tdc import TDC
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.tdc import HIGHEST, LOWEST, TargetDivergence
-from gq_lightning.tokenizer import ImageTokenizer, is_written
+from gq_lightning.tokenizer import ImageTokenizer, is_logging_step
 
 OPTION = "model.quantizer.init_args"
 # of the tokens of a batch: fewer outside the band are no reason to change anything
@@ -43,7 +43,7 @@ class Advice(Callback):
         self._said, self._since = set(), {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not (trainer.is_global_zero and is_written(trainer)):
+        if not (trainer.is_global_zero and is_logging_step(trainer)):
             return
         assert isinstance(pl_module, ImageTokenizer)
         diagnostics, step = outputs["diagnostics"], trainer.global_step
@@ -63,7 +63,7 @@ class Advice(Callback):
             "target",
             step,
             abs(mean - tdc.target_bits) > tdc.alpha,
-            f"tokens cost {mean:.1f} bits on average, where {goal} are the target: train longer, raise {OPTION}.beta ({tdc.beta:g}), "
+            f"tokens cost {mean:.1f} bits on average, where {goal} are the target: train longer, raise {OPTION}.tdc_beta ({tdc.beta:g}), "
             f"which moves the multipliers faster, or {cure} {OPTION}.penalty_weight",
         )
         for name, share, side, change in (

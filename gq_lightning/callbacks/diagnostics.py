@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gq_lightning.tokenizer import is_written
+from gq_lightning.tokenizer import is_logging_step
 
 
 class Diagnostics(Callback):
@@ -23,7 +23,7 @@ class Diagnostics(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._images += len(batch)
-        if not is_written(trainer):
+        if not is_logging_step(trainer):
             return
         bits = outputs["diagnostics"].get("bits")
         if bits is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.tdc import TargetDivergence
-from gq_lightning.tokenizer import ImageTokenizer, is_written
+from gq_lightning.tokenizer import ImageTokenizer, is_logging_step
 
 
 class TDC(Callback):
@@ -45,5 +45,5 @@ class TDC(Callback):
         ranks = torch.as_tensor(pl_module.all_gather(statistics)).view(-1, 4)
         tdc = self._tdc
         tdc.update(ranks[:, 0].amin(), ranks[:, 2].sum() / ranks[:, 3].sum(), ranks[:, 1].amax())
-        if is_written(trainer):
+        if is_logging_step(trainer):
             pl_module.log_dict({f"tdc/{name}": multiplier for name, multiplier in tdc.named_buffers()})

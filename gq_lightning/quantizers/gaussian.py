@@ -8,6 +8,7 @@ A token covers a group of m latent dimensions at one position, and its codebook 
 where the KL of every token is near B bits, which the target divergence constraint (`tdc`) sees to in training.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -34,14 +35,15 @@ class GaussianQuantizer(Quantizer):
         prior_weight: weight omega of the prior in the score of a codeword, see `best_codewords`. The published models use 1.
         layout: which channels form group g of n, with m channels each: `contiguous` g*m .. g*m+m-1, or `strided` g, g+n,
             g+2n, ... (the published models).
-        alpha: half width of the TDC's tolerance band, bits.
-        beta: the TDC's factor per step.
-        variant: of the TDC, `paper` or `reference`.
+        tdc_alpha: half width of the TDC's tolerance band, bits.
+        tdc_beta: the TDC's factor per step.
+        tdc_variant: of the TDC, `paper` or `reference`.
         penalty_weight: weight of the KL penalty (in bits, summed over the tokens of an image) in the loss.
         clamp_variance: tokenize as if no variance exceeded 1 / prior_weight. Beyond it the posterior is wider than the weighted
             prior, and the score would favour the longest codeword wherever the mean lies. Turn it off for published models.
-        log_variance: added to the log-variances that the encoder gives. Its features begin near 0, and at 0 a posterior is as wide as
-            the prior and costs next to nothing; at -7 training begins with over 4 bits in each dimension.
+        initial_log_variance: added to the log-variances that the encoder gives, so that training begins with it, the features being
+            near 0 then. None takes -2 ln 2 * bits_per_position / latent_channels, at which a dimension's share of the bits costs its
+            share: from 0 a posterior is as wide as the prior, and the multipliers spend hundreds of steps until tokens cost anything.
     """
 
     codewords: Tensor
@@ -56,12 +58,12 @@ class GaussianQuantizer(Quantizer):
         seed: int = 42,
         prior_weight: float = 1.0,
         layout: Literal["contiguous", "strided"] = "contiguous",
-        alpha: float = 0.5,
-        beta: float = 1.01,
-        variant: Variant = "paper",
+        tdc_alpha: float = 0.5,
+        tdc_beta: float = 1.01,
+        tdc_variant: Variant = "paper",
         penalty_weight: float = 0.1,
         clamp_variance: bool = True,
-        log_variance: float = 0.0,
+        initial_log_variance: float | None = None,
     ) -> None:
         super().__init__()
         if layout not in ("contiguous", "strided"):
@@ -77,8 +79,12 @@ class GaussianQuantizer(Quantizer):
         self.codebook_size, self.tokens_per_position, self.bits_per_position = codebook_size, tokens, tokens * bits
         self.group_size = latent_channels // tokens
         self.layout, self.prior_weight, self.clamp_variance = layout, float(prior_weight), clamp_variance
-        self.penalty_weight, self.log_variance = float(penalty_weight), float(log_variance)
-        self.tdc = TargetDivergence(bits, alpha=alpha, beta=beta, variant=variant)
+        self.penalty_weight = float(penalty_weight)
+        share = self.bits_per_position / latent_channels
+        self.initial_log_variance = -2 * math.log(2) * share if initial_log_variance is None else float(initial_log_variance)
+        # written down as the number it was: another codebook for this encoder, of another rate, must not move it
+        self.init_args["initial_log_variance"] = self.initial_log_variance
+        self.tdc = TargetDivergence(bits, alpha=tdc_alpha, beta=tdc_beta, variant=tdc_variant)
         codewords = gaussian_codebook(codebook, codebook_size, self.group_size, seed)
         self.recipe = f"{codebook} codebook of {codebook_size} x {self.group_size} with seed {seed}"
         # the codebook follows from its recipe; what is saved is its fingerprint, which `_load_from_state_dict` compares
@@ -114,7 +120,7 @@ class GaussianQuantizer(Quantizer):
         if features.shape[-1] != self.encoder_channels:
             raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
         mean, log_variance = features.float().chunk(2, dim=-1)
-        return mean, (log_variance + self.log_variance).clamp(-30.0, 20.0)
+        return mean, (log_variance + self.initial_log_variance).clamp(-30.0, 20.0)
 
     def group(self, channels: Tensor) -> Tensor:
         """(..., latent_channels) to (..., tokens_per_position, group_size), as `layout` says."""

@@ -30,9 +30,9 @@ class TokenBridge(Quantizer):
     Args:
         bits_per_position: rate at each position of the grid, a whole number of bits (1 to 16) for each latent channel.
         latent_channels: latent dimensions per position, and tokens per position.
-        alpha: half width of the TDC's tolerance band, bits.
-        beta: the TDC's factor per step.
-        variant: of the TDC, `paper` or `reference`.
+        tdc_alpha: half width of the TDC's tolerance band, bits.
+        tdc_beta: the TDC's factor per step.
+        tdc_variant: of the TDC, `paper` or `reference`.
         penalty_weight: weight of the KL penalty (in bits, summed over the dimensions of an image) in the loss.
 
     Raises:
@@ -43,9 +43,9 @@ class TokenBridge(Quantizer):
         self,
         bits_per_position: int = 16,
         latent_channels: int = 16,
-        alpha: float = 0.5,
-        beta: float = 1.01,
-        variant: Variant = "paper",
+        tdc_alpha: float = 0.5,
+        tdc_beta: float = 1.01,
+        tdc_variant: Variant = "paper",
         penalty_weight: float = 0.1,
     ) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class TokenBridge(Quantizer):
             codebook_size=2 ** int(bits),
             codebook="quantile",
             prior_weight=0.0,
-            alpha=alpha,
-            beta=beta,
-            variant=variant,
+            tdc_alpha=tdc_alpha,
+            tdc_beta=tdc_beta,
+            tdc_variant=tdc_variant,
             penalty_weight=penalty_weight,
         )
         self.encoder_channels, self.latent_channels = self.gaussian.encoder_channels, self.gaussian.latent_channels

@@ -92,7 +92,7 @@ def test_a_frozen_encoder_leaves_the_decoder_trainable(make: Make, images: Tenso
 
 
 def test_checkpointing_computes_twice_and_gives_identical_gradients(make: Make, images: Tensor) -> None:
-    plain, checkpointed = make(), make(checkpointing=True)
+    plain, checkpointed = make(), make(gradient_checkpointing=True)
     checkpointed.load_state_dict(plain.state_dict())
     norms = [(name, module) for name, module in checkpointed.named_modules() if isinstance(module, (nn.GroupNorm, nn.LayerNorm))]
     calls: list[str] = []
@@ -135,7 +135,7 @@ def test_train_and_eval_mode_agree(make: Make, images: Tensor) -> None:
 
 
 def test_bfloat16_autocast_stays_close(make: Make, images: Tensor) -> None:
-    backbone = make(checkpointing=True)
+    backbone = make(gradient_checkpointing=True)
     expected = reconstruct(backbone, images)
     with torch.autocast("cpu", torch.bfloat16):
         result = reconstruct(backbone, images)

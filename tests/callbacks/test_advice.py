@@ -70,7 +70,7 @@ def test_dead_dimensions() -> None:
 
 
 def test_dimension_bits_are_what_the_tokens_cost() -> None:
-    quantizer = GaussianQuantizer(16, latent_channels=4, codebook_size=256)
+    quantizer = GaussianQuantizer(16, latent_channels=4, codebook_size=256, initial_log_variance=0.0)
     features = torch.randn(3, 5, 5, 8)
     features[..., 2], features[..., 6] = 0, 0  # the prior itself
     diagnostics = quantizer(features).diagnostics

@@ -216,7 +216,8 @@ def test_every_ablation_is_a_valid_command() -> None:
     for arm in trained.values():
         config = Parsed(arm.command[4:], run=False).config
         for axis in ("bits_per_position", "codebook_size", "alpha", "beta", "variant", "penalty_weight"):
-            assert config.model.quantizer.init_args[axis] == arm.values[axis], arm.name
+            argument = f"tdc_{axis}" if axis in ("alpha", "beta", "variant") else axis
+            assert config.model.quantizer.init_args[argument] == arm.values[axis], arm.name
     for arm in arms(choose(spec, "convert"), "runs/experiments/ablations/convert"):
         assert arm.values["of"] in trained
         for command in (arm.command, *arm.then):

@@ -55,7 +55,9 @@ def test_layouts_name_the_channels_of_a_group() -> None:
 
 @pytest.mark.parametrize("prior_weight", [0.0, 1.0])
 def test_tokens_are_the_best_codewords_one_by_one(prior_weight: float) -> None:
-    quantizer = GaussianQuantizer(32, latent_channels=4, codebook_size=256, layout="strided", prior_weight=prior_weight)
+    quantizer = GaussianQuantizer(
+        32, latent_channels=4, codebook_size=256, layout="strided", prior_weight=prior_weight, initial_log_variance=0.0
+    )
     x = features(3, channels=4)
     mean, std = x[:, :4].double(), (x[:, 4:].double() / 2).exp()
     for i, tokens in enumerate(quantizer.tokenize(x)):
@@ -66,7 +68,7 @@ def test_tokens_are_the_best_codewords_one_by_one(prior_weight: float) -> None:
 
 
 def test_penalty_is_the_divergence_per_image() -> None:
-    quantizer = GaussianQuantizer(32, codebook_size=65536, penalty_weight=0.25)
+    quantizer = GaussianQuantizer(32, codebook_size=65536, penalty_weight=0.25, initial_log_variance=0.0)
     x = features(3, 5, 5)
     result = quantizer(x)
     mean, std = x[..., :16], (x[..., 16:] / 2).exp()
@@ -76,7 +78,7 @@ def test_penalty_is_the_divergence_per_image() -> None:
 
 
 def test_forward_samples_the_posterior_in_train_and_eval_alike() -> None:
-    quantizer = GaussianQuantizer(16)
+    quantizer = GaussianQuantizer(16, initial_log_variance=0.0)
     x = features(1).expand(20_000, 32)
     for mode in (True, False):
         latents = quantizer.train(mode)(x).latents
@@ -116,14 +118,21 @@ def test_wide_posteriors_are_guarded() -> None:
     assert guarded.tokenize(x).item() != longest
 
 
-def test_a_posterior_may_begin_at_its_target() -> None:
-    """Features of zero cost no bits without `log_variance`; with it, it is as if the encoder had given them so."""
+def test_a_posterior_begins_near_its_target() -> None:
+    """Features of zero cost nothing at log-variance 0; a given start is as if the encoder had given it."""
     x = torch.zeros(1, 6)
-    plain, shifted = GaussianQuantizer(16, latent_channels=3), GaussianQuantizer(16, latent_channels=3, log_variance=-8.0)
+    plain, shifted = (GaussianQuantizer(16, latent_channels=3, initial_log_variance=start) for start in (0.0, -8.0))
     assert plain(x).diagnostics["bits"].item() == 0
     assert shifted(x).diagnostics["bits"].item() == pytest.approx(3 * (math.exp(-8) + 7) / (2 * math.log(2)))
     given = features(5, 4, channels=3)
     assert torch.equal(shifted.tokenize(given), plain.tokenize(given + torch.tensor([0.0, 0, 0, -8, -8, -8])))
+
+
+@pytest.mark.parametrize(("bits", "channels", "start"), [(16, 16, -1.386294), (16, 8, -2.772589), (64, 16, -5.545177)])
+def test_the_start_is_derived_from_the_rate_and_remembered(bits: int, channels: int, start: float) -> None:
+    quantizer = GaussianQuantizer(bits, latent_channels=channels)
+    assert quantizer.initial_log_variance == pytest.approx(start, abs=1e-6)
+    assert quantizer.init_args["initial_log_variance"] == quantizer.initial_log_variance
 
 
 def test_codebook_sizes_that_are_no_power_of_two_aim_at_their_real_bits() -> None:

@@ -127,7 +127,8 @@ def test_the_callback_moves_its_multipliers() -> None:
     tokenizer.log_dict, tokenizer.all_gather = Mock(), Mock(side_effect=lambda local: local)  # type: ignore[method-assign]
     callback.on_train_start(trainer, tokenizer)  # type: ignore[arg-type]
     x = torch.zeros(1, 8)
-    x[:, 0] = 3.0  # one dimension of 6.5 bits, three of none: a mean of 1.6 bits where the target is 2
+    # one dimension of 6.5 bits, three of none: a mean of 1.6 bits where the target is 2
+    x[:, 0], x[:, 4:] = 3.0, -tokenizer.quantizer.gaussian.initial_log_variance
     trainer.global_step = 1
     result = tokenizer.quantizer(x)
     callback.on_train_batch_end(trainer, tokenizer, {"diagnostics": result.diagnostics}, x, 0)  # type: ignore[arg-type]
@@ -139,7 +140,7 @@ def test_the_callback_moves_its_multipliers() -> None:
 
 
 def test_describes_and_rebuilds_itself() -> None:
-    quantizer = TokenBridge(32, latent_channels=8, alpha=0.25, beta=1.1, variant="reference", penalty_weight=0.2)
+    quantizer = TokenBridge(32, latent_channels=8, tdc_alpha=0.25, tdc_beta=1.1, tdc_variant="reference", penalty_weight=0.2)
     again = build(Quantizer, describe(quantizer), "here")  # type: ignore[type-abstract]
     assert isinstance(again, TokenBridge)
     assert describe(again) == describe(quantizer)
@@ -158,8 +159,8 @@ def test_describes_and_rebuilds_itself() -> None:
         ({"bits_per_position": 512}, ["bits_per_position", "use 256"]),
         ({"bits_per_position": 16, "latent_channels": 3}, ["bits_per_position", "use 15", "latent_channels"]),
         ({"latent_channels": 0}, ["latent_channels"]),
-        ({"variant": "other"}, ["variant"]),
-        ({"alpha": -1.0}, ["alpha"]),
+        ({"tdc_variant": "other"}, ["variant"]),
+        ({"tdc_alpha": -1.0}, ["alpha"]),
     ],
 )
 def test_bad_arguments_name_the_field_and_the_fix(arguments: dict[str, Any], words: list[str]) -> None:
