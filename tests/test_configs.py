@@ -44,11 +44,11 @@ def test_the_papers_models(backbone: str, parameters: int, quantizer: str, rate:
     assert count == pytest.approx(parameters, rel=0.01)
     assert model.quantizer.bits_per_position == rate
     assert model.backbone.latent_channels == model.quantizer.latent_channels
-    if quantizer in ("gq", "gaussian", "tokenbridge", "tokenbridge_tdc"):
+    if quantizer in ("gq", "gq_exact", "gaussian", "tokenbridge", "tokenbridge_tdc"):
         assert (count, model.quantizer.latent_channels) == (parameters, 16), "the paper's"
     text = (CONFIGS / f"quantizer/{quantizer}.yaml").read_text()
     assert ("callbacks.TDC" in text) == (quantizer in ("gq", "tokenbridge_tdc"))
-    assert ("callbacks.GaussianQuant" in text) == (quantizer in ("gq", "gaussian", "tokenbridge", "tokenbridge_tdc"))
+    assert ("callbacks.GaussianQuant" in text) == (quantizer in ("gq", "gq_exact", "gaussian", "tokenbridge", "tokenbridge_tdc"))
 
 
 def test_the_papers_recipe(tmp_path: Path) -> None:

@@ -48,6 +48,19 @@ def test_float32_under_autocast_and_no_network_in_the_checkpoint() -> None:
     assert list(loss.state_dict()) == ["log_scale"]
 
 
+def test_a_share_of_the_batch_has_the_same_expectation() -> None:
+    """Over all halves of a batch the loss averages to that of the whole: each image is as often among those measured."""
+    x, y = (torch.cat([images(seed), images(seed + 1)]) for seed in (0, 2))
+    loss = ReconstructionLoss("l2", lpips_network="alex", lpips_share=0.5)
+    whole = ReconstructionLoss("l2", lpips_network="alex")(x, y)[0]
+    rolled = [loss(x.roll(shift, 0), y.roll(shift, 0))[0] for shift in range(4)]
+    torch.testing.assert_close(torch.stack(rolled).mean(), whole)
+    assert torch.stack(rolled).std() > 0
+
+
 def test_bad_weight() -> None:
+    with pytest.raises(UserError, match=r"loss.lpips_share"):
+        ReconstructionLoss(lpips_share=0)
+
     with pytest.raises(UserError, match=r"loss.lpips_weight"):
         ReconstructionLoss(lpips_weight=-1)

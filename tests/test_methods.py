@@ -28,6 +28,7 @@ def quantizers() -> dict[str, Quantizer]:
     torch.manual_seed(0)
     return {
         "gq": GaussianQuantizer(16, latent_channels=4, codebook_size=256),
+        "gq_exact": GaussianQuantizer(16, latent_channels=4, codebook_size=256, exact_divergence=True),
         "gaussian": GaussianQuantizer(16, latent_channels=4, codebook_size=256, penalty_weight=0.01),
         "tokenbridge": TokenBridge(16, latent_channels=4),
         "tokenbridge_tdc": TokenBridge(16, latent_channels=4),

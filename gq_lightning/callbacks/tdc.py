@@ -17,11 +17,14 @@ from gq_lightning.tokenizer import ImageTokenizer, is_logging_step
 class TDC(Callback):
     """Reduces min, mean and max of the bits per token over batches of an accumulation and over ranks, and calls `update`.
 
+    A quantizer whose divergence is exact has no use for multipliers: they stay as they are.
+
     Everything stays on the device: the host never waits for a value. One collective of four numbers per step, gathered and
     reduced in the same order everywhere, keeps the multipliers of all ranks equal to the bit.
     """
 
     def __init__(self) -> None:
+        self._tdc: TargetDivergence | None = None
         self._pending: list[Tensor] = []
         self._step = 0
 
@@ -32,9 +35,12 @@ class TDC(Callback):
             raise UserError(
                 f"trainer.callbacks: TDC needs a Gaussian quantizer, not {type(pl_module.quantizer).__name__}: remove one of them"
             )
-        self._tdc, self._pending, self._step = tdc, [], trainer.global_step
+        self._tdc = None if getattr(pl_module.quantizer, "exact_divergence", False) else tdc
+        self._pending, self._step = [], trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._tdc is None:
+            return
         bits = outputs["diagnostics"]["bits"]
         self._pending.append(torch.stack([bits.amin(), bits.amax(), bits.sum(), torch.full_like(bits.sum(), bits.numel())]))
         if trainer.global_step == self._step:

@@ -17,6 +17,7 @@ from torch import Tensor
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
 from gq_lightning.quantizers.codebook import Generator, fingerprint, gaussian_codebook
+from gq_lightning.quantizers.exact import exact_posterior
 from gq_lightning.quantizers.search import best_codewords
 from gq_lightning.quantizers.tdc import TargetDivergence, Variant
 from gq_lightning.theory import kl_bits
@@ -44,6 +45,8 @@ class GaussianQuantizer(Quantizer):
         initial_log_variance: added to the log-variances that the encoder gives, so that training begins with it, the features being
             near 0 then. None takes -2 ln 2 * bits_per_position / latent_channels, at which a dimension's share of the bits costs its
             share: from 0 a posterior is as wide as the prior, and the multipliers spend hundreds of steps until tokens cost anything.
+        exact_divergence: make the KL of every token equal to log2(codebook_size) on any picture, see `exact`. There is no penalty then,
+            the TDC callback is not wanted, and the encoder's log-variances count by their differences within a token alone.
     """
 
     codewords: Tensor
@@ -64,6 +67,7 @@ class GaussianQuantizer(Quantizer):
         penalty_weight: float = 0.1,
         clamp_variance: bool = True,
         initial_log_variance: float | None = None,
+        exact_divergence: bool = False,
     ) -> None:
         super().__init__()
         if layout not in ("contiguous", "strided"):
@@ -79,7 +83,7 @@ class GaussianQuantizer(Quantizer):
         self.codebook_size, self.tokens_per_position, self.bits_per_position = codebook_size, tokens, tokens * bits
         self.group_size = latent_channels // tokens
         self.layout, self.prior_weight, self.clamp_variance = layout, float(prior_weight), clamp_variance
-        self.penalty_weight = float(penalty_weight)
+        self.penalty_weight, self.exact_divergence = float(penalty_weight), exact_divergence
         share = self.bits_per_position / latent_channels
         self.initial_log_variance = -2 * math.log(2) * share if initial_log_variance is None else float(initial_log_variance)
         # written down as the number it was: another codebook for this encoder, of another rate, must not move it
@@ -97,7 +101,7 @@ class GaussianQuantizer(Quantizer):
         bits = self.group(divergence).sum(dim=-1)
         latents = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
         images = features.shape[0] if features.ndim > 1 else 1
-        penalty = self.penalty_weight * self.tdc.penalty(bits).sum() / images
+        penalty = bits.new_zeros(()) if self.exact_divergence else self.penalty_weight * self.tdc.penalty(bits).sum() / images
         dimension_bits = divergence.detach().flatten(0, -2).mean(dim=0)
         return Quantized(latents, penalty, {"bits": bits.detach(), "mean": mean.detach(), "dimension_bits": dimension_bits})
 
@@ -120,6 +124,10 @@ class GaussianQuantizer(Quantizer):
         if features.shape[-1] != self.encoder_channels:
             raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
         mean, log_variance = features.float().chunk(2, dim=-1)
+        if self.exact_divergence:
+            target = self.tdc.target_bits * math.log(2)
+            mean, log_variance = (self.ungroup(part) for part in exact_posterior(self.group(mean), self.group(log_variance), target))
+            return mean, log_variance
         return mean, (log_variance + self.initial_log_variance).clamp(-30.0, 20.0)
 
     def group(self, channels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from small import small_tokenizer
 
 from gq_lightning import UserError
 from gq_lightning.callbacks import TDC
+from gq_lightning.quantizers import GaussianQuantizer
 from gq_lightning.quantizers.tdc import TargetDivergence
 
 
@@ -71,3 +72,12 @@ def test_no_host_synchronisation() -> None:
         tdc = TargetDivergence(16)
         tdc.update(*torch.empty(3))
         assert tdc.penalty(torch.empty(4, 2)).shape == (4, 2)
+
+
+def test_an_exact_divergence_needs_no_multipliers(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = small_tokenizer("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256, exact_divergence=True))
+    monkeypatch.setattr(tokenizer, "all_gather", Mock(side_effect=AssertionError("nothing is to be gathered")))
+    callback = TDC()
+    callback.on_train_start(trainer(0), tokenizer)  # type: ignore[arg-type]
+    end(callback, tokenizer, 1, torch.tensor([[8.0, 9.0]]))
+    assert all(multiplier == 1 for multiplier in tokenizer.quantizer.tdc.buffers())  # type: ignore[union-attr]
