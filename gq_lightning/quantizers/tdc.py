@@ -3,6 +3,11 @@
 TDC drives the KL divergence of every token, its bits-back cost, to the log2 K bits of the codebook that will replace the
 posterior. Three multipliers weigh the divergence of tokens that are below, within and above the target's tolerance band,
 and after each step they follow the smallest, the mean and the largest divergence of the global batch.
+
+What differs from the authors' code, in both variants: divergences are in exact bits (their ln 2 is rounded, 0.99993 of it), the target is
+the real log2 K (theirs is truncated, 15 bits for 64 000 codewords), and the multipliers rest in evaluation and while a discriminator
+learns. Theirs also move on the batches that train the discriminator, every second one, so that a `beta` of 1.0201 here repeats their
+1.01 in steps of the generator.
 """
 
 from typing import Literal
