@@ -45,8 +45,8 @@ SETTINGS: dict[str, tuple[Callable[[], Quantizer], bool, int]] = {
     "gq and adversary, accumulated": (gaussian, True, 2),
     "vq": (lambda: VectorQuantizer(**VQ, dead_code_threshold=0.9), False, 1),
     "vq ema": (lambda: VectorQuantizer(**VQ, ema_decay=0.9, kmeans_init=True, dead_code_threshold=0.3), False, 1),
-    "lfq": (lambda: LookupFreeQuantizer(16, temperature=1.0, entropy_weight=10.0), False, 1),
-    "bsq": (lambda: BinarySphericalQuantizer(16, entropy_weight=10.0), False, 1),
+    "lfq": (lambda: LookupFreeQuantizer(16, temperature=1.0, entropy_weight=10.0, penalty_reduction="image_sum"), False, 1),
+    "bsq": (lambda: BinarySphericalQuantizer(16, temperature=1.0, entropy_weight=2000.0), False, 1),
 }
 
 

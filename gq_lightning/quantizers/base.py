@@ -9,11 +9,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from gq_lightning.construction import Recorded
 from gq_lightning.errors import UserError
+
+PenaltyReduction = Literal["element_mean", "image_sum"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Quantized:
 
     Attributes:
         latents: (..., latent_channels), for the decoder; gradients flow to the features.
-        penalty: scalar, added to the loss: the sum over the positions of one image, averaged over the first axis (the images).
+        penalty: scalar, added to the loss of reconstruction, which is a sum over the pixels of an image, averaged over the images.
         diagnostics: detached tensors by name. Gaussian quantizers give `bits` (..., tokens_per_position), the KL of each
             token, `mean` (..., latent_channels), the latents before discretisation, and `dimension_bits` (latent_channels,), the KL
             of each latent dimension averaged over all positions.
@@ -86,6 +89,29 @@ def tokens_of_rate(bits_per_position: float, codebook_size: int) -> tuple[int, f
             f" {codebook_size}: use {count * bits:g} bits or a codebook of 2^{bits_per_position / count:g}"
         )
     return tokens, bits
+
+
+def check_reduction(reduction: str) -> PenaltyReduction:
+    """Raises UserError unless `reduction` is one of `PenaltyReduction`."""
+    if reduction not in get_args(PenaltyReduction):
+        raise UserError(f"penalty_reduction: {reduction!r} is neither 'element_mean' nor 'image_sum'")
+    return reduction  # type: ignore[return-value]
+
+
+def reduced(mean: Tensor, elements: int, features: Tensor, reduction: PenaltyReduction) -> Tensor:
+    """A term of the penalty under `penalty_reduction`, from its mean over all elements of the batch.
+
+    `element_mean` is that mean, as in the published code. `image_sum` is the sum over the elements of an image, averaged over the images,
+    that is positions * elements times as much.
+
+    Data parallel training and accumulation average the means of equally large batches, which is the mean of all.
+
+    Args:
+        mean: scalar.
+        elements: elements of one position: the channels of a distance, the tokens or bits of an entropy.
+        features: (images, ..., channels). The axes between the first and the last are the positions of an image.
+    """
+    return mean if reduction == "element_mean" else mean * (math.prod(features.shape[1:-1]) * elements)
 
 
 def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -> None:

@@ -1,7 +1,7 @@
 """Binary spherical quantization (BSQ), https://arxiv.org/abs/2406.07548 (BSQ-ViT), section 4.
 
     features --tokenize----> their signs, as the bits of one or more numbers
-             --forward-----> signs / sqrt(L), gradients straight through to features on the unit sphere; entropy penalty
+             --forward-----> signs / sqrt(L), gradients straight through the signs to features on the unit sphere; entropy penalty
     tokens   --detokenize--> signs / sqrt(L), a point on the unit sphere of all L bits of a position
 
 With L bits a position has 2^L codes. Nothing here enumerates them.
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens
-from gq_lightning.quantizers.signs import checked, entropies, pack, positions_of_image, signs, tokens_of, unpack
+from gq_lightning.quantizers.base import PenaltyReduction, Quantized, Quantizer, check_reduction, check_tokens, reduced
+from gq_lightning.quantizers.signs import checked, entropies, pack, signs, tokens_of, unpack
 
 # shorter vectors stay inside the sphere: at 0 the direction is undefined and the gradient of normalising unbounded
 SHORTEST = 1e-3
@@ -30,18 +30,16 @@ class BinarySphericalQuantizer(Quantizer):
         p(c | u) = prod over bits i of sigmoid(4 u_i c_i / temperature),    P(bit i is 1) = sigmoid(4 u_i / (sqrt(L) temperature)).
 
     Its entropy is the sum of the bits' entropies. The entropy of its mean over the global batch is approximated, from above, by the sum of
-    the entropies of each bit's mean (groups of one bit, as in the published models). Bits are never pooled: where some are stuck at 1 and
-    as many at 0, every one of them has the entropy 0.
+    the entropies of each bit's mean (groups of one bit, as in the published models). The penalty averages over bits instead of summing:
 
-    The penalty, entropies in nats, is summed over the positions of an image and averaged over the images, because the reconstruction loss
-    is a sum over pixels, too. Per position it is
+        entropy_weight * (mean H(p_i) - diversity_gamma * mean over bits of H(mean of p_i)) + commitment * mean (u - sign(z) / sqrt(L))^2,
 
-        entropy_weight * (sum over bits of H(p_i) - diversity_gamma * sum over bits of H(mean of p_i))
-            + commitment * |u - sign(z) / sqrt(L)|^2.
+    the first and the last mean being over all bits of all positions of the batch. Entropies are in nats, from 0 to ln 2. Bits are never
+    pooled, as they are in the published code of the Gaussian Quant paper, https://arxiv.org/abs/2512.06609, whose numbers the defaults are:
+    where some bits are stuck at 1 and as many at 0, every one of them has the entropy 0, though pooled they look ideal.
 
-    The entropies of the means are one number for the batch and count once for each position of an image, so that both entropies balance as
-    in the paper. Published weights multiply the entropies of one position: against a loss of mean reconstruction + w * entropies, the same
-    balance is w * 3 * downsampling^2 here, 192 times w at 8x downsampling.
+    Latents are (u + sg(sign(z) - u)) / sqrt(L): gradients pass straight through the signs and then through the scale, as published. They
+    are sqrt(L) times smaller than gradients that pass straight from sign(z) / sqrt(L) to u.
 
     Args:
         bits_per_position: L, rate at each position of the grid, and number of features and latents. A whole number of tokens.
@@ -49,8 +47,11 @@ class BinarySphericalQuantizer(Quantizer):
         entropy_weight: weight of the entropies, of which a position's is made small and the batch's large.
         commitment: weight of the distance on the sphere, which is bounded; the published models use none.
         diversity_gamma: weight of the batch's entropy within the entropies.
-        temperature: of the soft assignment; 1 in the published models. On the sphere it leaves a position's entropy nearly constant, so
-            that the batch's decides: each bit is to be 1 half of the time.
+        temperature: of the soft assignment. At the published 0.01 only channels within about 0.01 * sqrt(L) / 4 of 0 are uncertain, and
+            only they feel the entropies. At 1, the default of BSQ-ViT's code, a position's entropy is nearly constant on the sphere
+            and the batch's decides: each bit is to be 1 half of the time.
+        penalty_reduction: `element_mean` (published), or `image_sum`: summed over positions and bits of an image, averaged over the images,
+            which is positions * L times as much.
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class BinarySphericalQuantizer(Quantizer):
         entropy_weight: float = 0.1,
         commitment: float = 0.0,
         diversity_gamma: float = 1.0,
-        temperature: float = 1.0,
+        temperature: float = 0.01,
+        penalty_reduction: PenaltyReduction = "element_mean",
     ) -> None:
         super().__init__()
         self.tokens_per_position = tokens_of(bits_per_position, codebook_size)
@@ -71,18 +73,21 @@ class BinarySphericalQuantizer(Quantizer):
         self.codebook_size, self.bits_per_position = codebook_size, int(bits_per_position)
         self.entropy_weight, self.commitment = float(entropy_weight), float(commitment)
         self.diversity_gamma, self.temperature = float(diversity_gamma), float(temperature)
+        self.penalty_reduction = check_reduction(penalty_reduction)
         self.scale = 1 / math.sqrt(self.bits_per_position)
 
     def forward(self, features: Tensor) -> Quantized:
         values = checked(features, self.encoder_channels)
         directions = F.normalize(values, dim=-1, eps=SHORTEST)
         # signs of the features: a tiny negative one may become a zero on the sphere
-        codes = self.scale * signs(values).detach()
+        codes = signs(values).detach()
         per_sample, batch = entropies((4 * self.scale / self.temperature * directions)[..., None])
-        distance = (directions - codes).square().sum(dim=-1).mean()
-        per_position = self.entropy_weight * (per_sample - self.diversity_gamma * batch) + self.commitment * distance
+        entropy = self.entropy_weight * (per_sample - self.diversity_gamma * batch) / self.encoder_channels
+        distance = self.commitment * (directions - self.scale * codes).square().mean()
+        penalty = reduced(entropy + distance, self.encoder_channels, features, self.penalty_reduction)
         diagnostics = {"sample_entropy": per_sample.detach(), "batch_entropy": batch.detach()}
-        return Quantized(directions + (codes - directions).detach(), positions_of_image(features) * per_position, diagnostics)
+        # through the signs first and the scale after, so that the scale is in the gradient, too
+        return Quantized(self.scale * (directions + (codes - directions).detach()), penalty, diagnostics)
 
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
     features --forward, tokenize--> bound(features) rounded, gradients straight through the rounding
     tokens   --detokenize---------> the same point of the grid
 
+A token's digits are its channels' levels, counted from 0, the first channel's being the most significant: where the channels have 8, 8
+and 5 levels, the levels 7, 0 and 3 are the token (7 * 8 + 0) * 5 + 3.
+
 The grid is `vector_quantize_pytorch.FSQ`'s. Its bound is the paper's listing with the artanh that centres an even number of levels in
 place of the listing's tan, and levels that reach a thousandth further instead of less far.
 """
@@ -30,8 +33,9 @@ class FiniteScalarQuantizer(Quantizer):
         bits_per_position: rate at each position of the grid, a whole number of tokens within half a bit each. The attribute of this name is
             the rate of the real grid: with levels 8, 8, 8, 5, 5, 5 it is 15.97 bits for 16.
         levels: levels of each channel of one token; their product is the codebook's size, at most 2^20. 16, 16, 16, 16 is four channels of
-            4 bits. An even number of levels lies half a step below the symmetric grid, 0 being one of them (the paper). With 2 levels that
-            leaves no centre, so a list with a 2 in it has the symmetric grid of https://arxiv.org/abs/2411.19842 in all its channels.
+            4 bits, and 4, 4, 4, 4, 4, 4, 4, 4 eight channels of 2. An even number of levels lies half a step below the symmetric grid, 0
+            being one of them (the paper). With 2 levels that leaves no centre, so a list with a 2 in it has the symmetric grid of
+            https://arxiv.org/abs/2411.19842 in all its channels.
     """
 
     def __init__(self, bits_per_position: int = 16, levels: Sequence[int] = (16, 16, 16, 16)) -> None:
@@ -47,11 +51,12 @@ class FiniteScalarQuantizer(Quantizer):
         tokens, bits = tokens_of_rate(bits_per_position, self.codebook_size)
         self.levels, self.tokens_per_position, self.bits_per_position = levels, tokens, tokens * bits
         self.encoder_channels = self.latent_channels = tokens * len(levels)
+        # its first channel is the least significant digit, so it has our channels in reverse;
         # without return_indices it does not write the whole grid into memory
-        self.grid = FSQ(levels, preserve_symmetry=2 in levels, return_indices=False)
+        self.grid = FSQ(levels[::-1], preserve_symmetry=2 in levels, return_indices=False)
 
     def forward(self, features: Tensor) -> Quantized:
-        latents = self._round(features).flatten(-2)
+        latents = self._round(features).flip(-1).flatten(-2)
         return Quantized(latents, latents.new_zeros(()))
 
     @torch.no_grad()
@@ -64,13 +69,13 @@ class FiniteScalarQuantizer(Quantizer):
     def detokenize(self, tokens: Tensor) -> Tensor:
         check_tokens(tokens, self.codebook_size, self.tokens_per_position)
         # flat, because the library takes more axes for an image and moves the last one
-        return self.grid.indices_to_codes(tokens.flatten()).view(*tokens.shape[:-1], self.latent_channels)
+        return self.grid.indices_to_codes(tokens.flatten()).flip(-1).view(*tokens.shape[:-1], self.latent_channels)
 
     def _round(self, features: Tensor) -> Tensor:
-        """(..., encoder_channels) to points of the grid (..., tokens_per_position, len(levels)), float32."""
+        """(..., encoder_channels) to points of the grid (..., tokens_per_position, len(levels)), last channel first, float32."""
         if features.shape[-1] != self.encoder_channels:
             raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
-        return self.grid.quantize(features.float().unflatten(-1, (self.tokens_per_position, len(self.levels))))
+        return self.grid.quantize(features.float().unflatten(-1, (self.tokens_per_position, len(self.levels))).flip(-1))
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, {self.tokens_per_position} tokens per position, {self.bits_per_position:.2f} bits per position"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens
-from gq_lightning.quantizers.signs import checked, entropies, pack, positions_of_image, signs, tokens_of, unpack
+from gq_lightning.quantizers.base import PenaltyReduction, Quantized, Quantizer, check_reduction, check_tokens, reduced
+from gq_lightning.quantizers.signs import checked, entropies, pack, signs, tokens_of, unpack
 
 # the entropy of the batch knows each code
 LARGEST_CODEBOOK = 2**20
@@ -24,26 +24,29 @@ LARGEST_CODEBOOK = 2**20
 class LookupFreeQuantizer(Quantizer):
     """One sign bit per channel; tokens of log2(codebook_size) bits each. Nothing is learned.
 
-    The penalty, per position of an image, is
+    The penalty is
 
-        commitment * |z - sign(z)|^2 + entropy_weight * (sum over tokens of H(p) - diversity_gamma * sum over tokens of H(mean of p)),
+        commitment * mean (z - sign(z))^2 + entropy_weight * (mean H(p) - diversity_gamma * mean over tokens of H(mean of p)),
 
-    the square summed over the channels, entropies in nats. p is a token's soft assignment to its 2^b codes,
-    softmax over c in {-1, +1}^b of -|z - c|^2 / temperature, that is P(bit i is 1) = sigmoid(4 z_i / temperature). Each token of a position
-    has its own mean distribution, over all positions of the global batch: tokens that share one would look diverse where each is constant.
+    the first mean being over all channels of all positions of the batch, the second over all tokens of all positions. p is a token's soft
+    assignment to its 2^b codes, softmax over c in {-1, +1}^b of -|z - c|^2 / temperature, that is P(bit i is 1) =
+    sigmoid(4 z_i / temperature). Its entropy is in nats, from 0 to b ln 2.
 
-    All of it is summed over the positions of an image and averaged over the images, because the reconstruction loss is a sum over pixels,
-    too. The entropy of the mean is one number for the batch and counts once for each position of an image, so that both entropies balance
-    as in the paper. Published implementations average over positions, channels (commitment) and tokens (entropies) instead.
+    The mean of p is over the positions of the global batch. Each token of a position has its own, and the entropies of these means are
+    averaged. The published code pools the tokens in one mean, whose entropy has the same range; but tokens that share one look diverse
+    where each is constant.
 
     Args:
         bits_per_position: rate at each position of the grid, and number of features and latents. A whole number of tokens.
         codebook_size: codes of one token, a power of two, at most 2^20.
         entropy_weight: weight of the entropies, of which a position's is made small and the batch's large.
-        commitment: weight of the distance from features to their signs.
+        commitment: weight of the distance from features to their signs. 0.025 is the published code's; the text of the Gaussian Quant paper
+            (https://arxiv.org/abs/2512.06609) says 0.25.
         diversity_gamma: weight of the batch's entropy within the entropies.
         temperature: of the soft assignment. At the published 0.01 only features within about 0.01 of 0 are uncertain, and only they feel
             the entropies.
+        penalty_reduction: `element_mean` (published), or `image_sum`: distances summed over positions and channels, entropies over
+            positions and tokens of an image, averaged over the images. That is positions * channels and positions * tokens times as much.
     """
 
     def __init__(
@@ -51,9 +54,10 @@ class LookupFreeQuantizer(Quantizer):
         bits_per_position: int = 16,
         codebook_size: int = 256,
         entropy_weight: float = 0.1,
-        commitment: float = 0.25,
+        commitment: float = 0.025,
         diversity_gamma: float = 1.0,
         temperature: float = 0.01,
+        penalty_reduction: PenaltyReduction = "element_mean",
     ) -> None:
         super().__init__()
         self.tokens_per_position = tokens_of(bits_per_position, codebook_size)
@@ -66,15 +70,18 @@ class LookupFreeQuantizer(Quantizer):
         self.codebook_size, self.bits_per_position = codebook_size, int(bits_per_position)
         self.entropy_weight, self.commitment = float(entropy_weight), float(commitment)
         self.diversity_gamma, self.temperature = float(diversity_gamma), float(temperature)
+        self.penalty_reduction = check_reduction(penalty_reduction)
 
     def forward(self, features: Tensor) -> Quantized:
         values = checked(features, self.encoder_channels)
         codes = signs(values).detach()
         per_sample, batch = entropies((4 / self.temperature * values).unflatten(-1, (self.tokens_per_position, -1)))
-        distance = (values - codes).square().sum(dim=-1).mean()
-        per_position = self.commitment * distance + self.entropy_weight * (per_sample - self.diversity_gamma * batch)
+        distance = self.commitment * (values - codes).square().mean()
+        entropy = self.entropy_weight * (per_sample - self.diversity_gamma * batch) / self.tokens_per_position
+        penalty = reduced(distance, self.encoder_channels, features, self.penalty_reduction)
+        penalty = penalty + reduced(entropy, self.tokens_per_position, features, self.penalty_reduction)
         diagnostics = {"sample_entropy": per_sample.detach(), "batch_entropy": batch.detach()}
-        return Quantized(values + (codes - values).detach(), positions_of_image(features) * per_position, diagnostics)
+        return Quantized(values + (codes - values).detach(), penalty, diagnostics)
 
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:

@@ -44,11 +44,6 @@ def checked(features: Tensor, channels: int) -> Tensor:
     return features.float()
 
 
-def positions_of_image(features: Tensor) -> int:
-    """Positions of one image in features (images, ..., channels): the axes between the first and the last."""
-    return math.prod(features.shape[1:-1])
-
-
 def signs(values: Tensor) -> Tensor:
     """+1 where values are >= 0, zeros of both signs included, else -1; the same shape and type."""
     return (values >= 0).to(values.dtype) * 2 - 1

@@ -10,6 +10,8 @@ and its gradients. It does not serve here itself: each step writes the N x K dis
 has one weight for commitment and codebook loss together, and it looks for other ranks only while it is built.
 """
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from gq_lightning.distributed import is_distributed
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
+from gq_lightning.quantizers.base import PenaltyReduction, Quantized, Quantizer, check_reduction, check_tokens, reduced, tokens_of_rate
 from gq_lightning.quantizers.search import best_codewords
 
 USAGE_DECAY = 0.99
@@ -29,16 +31,10 @@ SMOOTHING = 1e-5
 class VectorQuantizer(Quantizer):
     """A codebook of K x group_size values, learned, shared by all tokens of a position.
 
-    The penalty is, per image, codebook_weight * sum |sg(z) - c|^2 + commitment * sum |z - sg(c)|^2 over positions and channels (sg stops
-    gradients), because the reconstruction loss is a sum over pixels, too. Published weights multiply means over elements instead: next
-    to a mean over pixels and channels, a weight w is w * 3 * downsampling^2 / latent_channels here, which is 12, 6 and 3 times w at 16,
-    32 and 64 bits per position and 8x downsampling. The defaults are the published numbers as they stand, so their commitment is 12 to
-    3 times gentler; the codebook feels no difference, Adam being blind to the scale of a loss that is its only one. On photographs
-    (ViT, K = 4096, 300 steps) 20 batches then used 401 codewords and L1 was 0.15; with the full published commitment, 3.0, they used 31
-    and L1 was 0.22.
-
-    Codewords start as N(0, 1) draws, the scale of features. VQGAN starts them within 1 / K of 0; at large K few are ever reached from there
-    (6 in the same run, L1 0.29).
+    The penalty is commitment * mean (z - sg(c))^2 + codebook_weight * mean (sg(z) - c)^2, the means being over all channels of all
+    positions of the batch (sg stops gradients). The defaults are those of VQGAN's code, where the commitment has 1 and the codebook's loss
+    the 0.25 that the paper gives to the commitment ("legacy"). Next to a reconstruction loss that is a sum over pixels, means pull the
+    features gently. The codebook moves nearly alike under any weight, Adam being blind to the scale of a loss that is its only one.
 
     Args:
         bits_per_position: rate at each position of the grid. A whole number of tokens of log2(codebook_size) bits.
@@ -46,6 +42,12 @@ class VectorQuantizer(Quantizer):
         group_size: channels of one token; there are tokens_per_position times as many features and latents.
         commitment: weight of the loss that draws features to their codewords.
         codebook_weight: weight of the loss that draws codewords to their features; without effect under `ema_decay`.
+        penalty_reduction: `element_mean` (published), or `image_sum`: both losses summed over the positions and channels of an image and
+            averaged over the images, positions * channels times as much, as the reconstruction loss is over its pixels.
+        codebook_start: `uniform` draws codewords between -1 / K and 1 / K (published). At large K they lie so near to 0, and to each other,
+            that features choose few of them. `normal` draws them from N(0, 1), the scale of features. One measurement: on photographs (ViT,
+            K = 4096, 300 steps, image_sum, commitment 0.25, codebook_weight 1) 20 batches used 6 codewords after the uniform start, at L1
+            0.29, and 401 after the normal one, at 0.15. Without effect under `kmeans_init`.
         ema_decay: None learns the codebook by gradient (VQGAN). A number makes each codeword the moving average, of this decay per step,
             of the features that chose it (the VQ-VAE paper's appendix A.1, Laplace smoothing as in vector-quantize-pytorch).
         kmeans_init: begin with the clusters of the first training batch (10 iterations) instead of noise.
@@ -66,8 +68,10 @@ class VectorQuantizer(Quantizer):
         bits_per_position: int = 16,
         codebook_size: int = 65536,
         group_size: int = 16,
-        commitment: float = 0.25,
-        codebook_weight: float = 1.0,
+        commitment: float = 1.0,
+        codebook_weight: float = 0.25,
+        penalty_reduction: PenaltyReduction = "element_mean",
+        codebook_start: Literal["uniform", "normal"] = "uniform",
         ema_decay: float | None = None,
         kmeans_init: bool = False,
         dead_code_threshold: float | None = None,
@@ -81,12 +85,19 @@ class VectorQuantizer(Quantizer):
             raise UserError(f"ema_decay: {ema_decay} is not between 0 and 1; null learns the codebook by gradient")
         if dead_code_threshold is not None and not dead_code_threshold > 0:
             raise UserError(f"dead_code_threshold: {dead_code_threshold} is not positive; null keeps all codewords")
+        if codebook_start not in ("uniform", "normal"):
+            raise UserError(f"codebook_start: {codebook_start!r} is neither 'uniform' nor 'normal'")
+        self.penalty_reduction = check_reduction(penalty_reduction)
         tokens, bits = tokens_of_rate(bits_per_position, codebook_size)
         self.encoder_channels = self.latent_channels = tokens * group_size
         self.codebook_size, self.tokens_per_position, self.bits_per_position = codebook_size, tokens, tokens * bits
         self.group_size, self.commitment, self.codebook_weight = group_size, float(commitment), float(codebook_weight)
         self.ema_decay, self.dead_code_threshold = ema_decay, dead_code_threshold
-        codebook = torch.randn(codebook_size, group_size, dtype=torch.float32)
+        codebook = torch.empty(codebook_size, group_size, dtype=torch.float32)
+        if codebook_start == "uniform":
+            codebook.uniform_(-1 / codebook_size, 1 / codebook_size)
+        else:
+            codebook.normal_()
         if ema_decay is None:
             self.codebook = nn.Parameter(codebook)
         else:
@@ -104,13 +115,13 @@ class VectorQuantizer(Quantizer):
             self._start_from_clusters(vectors.detach().flatten(0, -2))
         tokens = self._nearest(vectors)
         codewords = F.embedding(tokens, self.codebook)
-        penalty = self.commitment * (vectors - codewords.detach()).square().sum()
+        distance = self.commitment * (vectors - codewords.detach()).square().mean()
         if self.ema_decay is None:
-            penalty = penalty + self.codebook_weight * (codewords - vectors.detach()).square().sum()
+            distance = distance + self.codebook_weight * (codewords - vectors.detach()).square().mean()
         latents = vectors + (codewords - vectors).detach()
         if learning and "usage" in self._buffers:
             self._follow(vectors.detach().flatten(0, -2), tokens.flatten())
-        return Quantized(latents.flatten(-2), penalty / (features.shape[0] if features.ndim > 1 else 1))
+        return Quantized(latents.flatten(-2), reduced(distance, self.encoder_channels, features, self.penalty_reduction))
 
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_straight_through_to_the_sphere(bits: int) -> None:
         torch.testing.assert_close(latents, quantizer.detokenize(quantizer.tokenize(x)))
     weights = features(2, 4, 4, channels=bits, seed=1)
     (gradient,) = torch.autograd.grad((latents * weights).sum(), x)
-    (wanted,) = torch.autograd.grad((x / x.norm(dim=-1, keepdim=True) * weights).sum(), x)
+    (wanted,) = torch.autograd.grad((x / x.norm(dim=-1, keepdim=True) / math.sqrt(bits) * weights).sum(), x)
     torch.testing.assert_close(gradient, wanted)
     assert (gradient != 0).all()
     (gradient,) = torch.autograd.grad(quantizer(x).penalty, x)
@@ -54,11 +55,11 @@ def test_straight_through_to_the_sphere(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 5])
-def test_soft_assignment_by_enumeration_of_all_codewords(bits: int) -> None:
+@pytest.mark.parametrize("reduction", ["element_mean", "image_sum"])
+def test_soft_assignment_by_enumeration_of_all_codewords(reduction: Literal["element_mean", "image_sum"], bits: int) -> None:
     """The factorised entropies are those of the softmax over 2^L codewords on the sphere, the batch's for one position."""
-    quantizer = BinarySphericalQuantizer(
-        bits, codebook_size=2**bits, entropy_weight=0.3, commitment=0.5, diversity_gamma=0.7, temperature=0.4
-    )
+    weights = {"entropy_weight": 0.3, "commitment": 0.5, "diversity_gamma": 0.7}
+    quantizer = BinarySphericalQuantizer(bits, codebook_size=2**bits, temperature=0.4, penalty_reduction=reduction, **weights)
     x = features(4, 3, 2, channels=bits)
     codes = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=bits))) / math.sqrt(bits)
     squares = (F.normalize(x, dim=-1)[..., None, :] - codes).square().sum(-1)  # (4, 3, 2, 2^bits)
@@ -69,8 +70,8 @@ def test_soft_assignment_by_enumeration_of_all_codewords(bits: int) -> None:
     result = quantizer(x)
     torch.testing.assert_close(result.diagnostics["sample_entropy"], per_sample)
     torch.testing.assert_close(result.diagnostics["batch_entropy"], batch)
-    wanted = 6 * (0.3 * (per_sample - 0.7 * batch) + 0.5 * squares.min(-1).values.mean())  # 6 positions an image
-    torch.testing.assert_close(result.penalty, wanted)
+    wanted = 0.3 * (per_sample - 0.7 * batch) + 0.5 * squares.min(-1).values.mean()
+    torch.testing.assert_close(result.penalty, wanted / bits if reduction == "element_mean" else 6 * wanted)  # 6 positions an image
     # the bits' entropies bound that of all codewords from above, and where there is one position they are equal to it
     mean = p.mean(dim=(0, 1, 2))
     assert result.diagnostics["batch_entropy"] >= -(mean * mean.log()).sum() - 1e-6
@@ -102,7 +103,7 @@ def test_entropy_is_not_pooled_over_bits() -> None:
 
 @pytest.mark.parametrize("bits", RATES)
 def test_descending_the_penalty_uses_the_bits(bits: int) -> None:
-    quantizer = BinarySphericalQuantizer(bits)
+    quantizer = BinarySphericalQuantizer(bits, temperature=1.0)  # every bit feels it
     x = (features(32, 4, channels=bits, scale=0.2) + 0.3).requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.05)
     for _ in range(60):

@@ -30,13 +30,14 @@ METHODS: dict[str, tuple[type[Quantizer], dict[str, Any], tuple[int, int, int], 
     "vq": (VectorQuantizer, {}, (1, 2, 4), (65536,) * 3),
     "vq-ema": (VectorQuantizer, {"codebook_size": 256, "ema_decay": 0.9, "dead_code_threshold": 0.01}, (2, 4, 8), (256,) * 3),
     "fsq": (FiniteScalarQuantizer, {}, (1, 2, 4), (65536,) * 3),
+    "fsq-tuned": (FiniteScalarQuantizer, {"levels": [4] * 8}, (1, 2, 4), (65536,) * 3),
     "fsq-paper": (FiniteScalarQuantizer, {"levels": [8, 8, 8, 5, 5, 5]}, (1, 2, 4), (64000,) * 3),
     "lfq": (LookupFreeQuantizer, {}, (2, 4, 8), (256,) * 3),
     "bsq": (BinarySphericalQuantizer, {}, (1, 2, 4), (65536,) * 3),
     "bsq-k16": (BinarySphericalQuantizer, {"codebook_size": 16}, (4, 8, 16), (16,) * 3),
 }
 RATES = (16, 32, 64)
-STRAIGHT_THROUGH = ("vq", "fsq", "fsq-paper", "lfq", "bsq", "bsq-k16")
+STRAIGHT_THROUGH = ("vq", "fsq", "fsq-tuned", "fsq-paper", "lfq", "bsq", "bsq-k16")
 every = pytest.mark.parametrize("method", METHODS)
 at_every_rate = pytest.mark.parametrize("rate", RATES)
 
@@ -132,7 +133,7 @@ def test_straight_through_training_decodes_what_evaluation_decodes(method: str, 
 
 
 @every
-def test_penalty_is_a_mean_over_images_of_sums_over_positions(method: str) -> None:
+def test_penalty_is_a_mean_over_images(method: str) -> None:
     if method == "vq-ema":
         pytest.skip("its codebook moves with each batch")
     quantizer = make(method, 32)
@@ -142,6 +143,17 @@ def test_penalty_is_a_mean_over_images_of_sums_over_positions(method: str) -> No
     torch.manual_seed(0)
     same = quantizer(image.expand(3, -1, -1, -1)).penalty
     torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["vq", "lfq", "bsq"])
+def test_penalty_is_a_mean_over_elements_or_a_sum_over_positions(method: str) -> None:
+    kind = METHODS[method][0]
+    for reduction, ratio in (("element_mean", 1), ("image_sum", 2)):
+        torch.manual_seed(0)
+        quantizer = kind(32, penalty_reduction=reduction)
+        image = features(quantizer, 2, 4, 4)
+        one, twice = quantizer(image).penalty, quantizer(torch.cat([image, image], dim=1)).penalty
+        torch.testing.assert_close(twice, ratio * one)
 
 
 @every

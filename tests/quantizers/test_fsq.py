@@ -4,13 +4,16 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
+from small import CONFIGS
 
 from gq_lightning import UserError
 from gq_lightning.construction import build, describe
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.quantizers.fsq import FiniteScalarQuantizer
+from gq_lightning.quantizers.signs import pack
 
-LEVELS = ([16, 16, 16, 16], [8, 8, 8, 5, 5, 5], [7, 5, 3], [2] * 16, [2, 3, 4], [15, 13, 11, 9], [1000, 7], [255, 256])
+LEVELS = ([16, 16, 16, 16], [4] * 8, [8, 8, 8, 5, 5, 5], [7, 5, 3], [2] * 16, [2, 3, 4], [15, 13, 11, 9], [1000, 7], [255, 256])
 
 
 def quantizer_of(levels: list[int], tokens: int = 1) -> FiniteScalarQuantizer:
@@ -65,6 +68,36 @@ def test_every_token_comes_back(levels: list[int], tokens: int) -> None:
         offset, half = (size % 2 == 0) / 2, (size - 1) * 1.001 / 2
         inverse = torch.atanh((points * (size // 2) + offset) / half) - torch.atanh(offset / half)
     assert torch.equal(quantizer.tokenize(inverse), every)
+
+
+@pytest.mark.parametrize("levels", [levels for levels in LEVELS if 2 not in levels], ids=str)
+def test_the_first_channel_is_the_most_significant_digit(levels: list[int]) -> None:
+    quantizer, x = quantizer_of(levels, 2), features(50, 2 * len(levels))
+    half = torch.tensor(levels) // 2
+    digits = (quantizer(x).latents.unflatten(-1, (2, len(levels))) * half).round().long() + half
+    wanted = torch.zeros(50, 2, dtype=torch.long)
+    for channel, level in enumerate(levels):
+        wanted = wanted * level + digits[..., channel]
+    assert torch.equal(quantizer.tokenize(x), wanted)
+
+
+def test_a_token_by_hand() -> None:
+    quantizer = FiniteScalarQuantizer(8, [8, 8, 5])
+    assert quantizer.detokenize(torch.tensor([[(7 * 8 + 0) * 5 + 3]])).tolist() == [[3 / 4, -1, 1 / 2]]
+
+
+def test_two_levels_have_the_tokens_of_the_signs() -> None:
+    x = features(50, 32)
+    assert torch.equal(FiniteScalarQuantizer(32, [2] * 16).tokenize(x), pack(x, 2))
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16, 8), (32, 16), (64, 32)])
+def test_the_tuned_grid_has_two_bits_a_channel(rate: int, channels: int) -> None:
+    described = yaml.safe_load((CONFIGS / "quantizer/fsq_tuned.yaml").read_text())["model"]["quantizer"]
+    assert described["class_path"] == "gq_lightning.quantizers.FiniteScalarQuantizer"
+    quantizer = FiniteScalarQuantizer(**described["init_args"] | {"bits_per_position": rate})
+    assert (quantizer.latent_channels, quantizer.codebook_size, quantizer.bits_per_position) == (channels, 65536, rate)
+    assert quantizer(features(50, channels)).latents.unique().tolist() == [-1, -0.5, 0, 0.5]
 
 
 @pytest.mark.parametrize("levels", [levels for levels in LEVELS if 2 not in levels], ids=str)

@@ -23,12 +23,8 @@ def features(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def small(tokens: int = 1, spread: bool = True, **arguments: object) -> VectorQuantizer:
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(5 * tokens, codebook_size=32, group_size=4, **arguments)  # type: ignore[arg-type]
-    if spread:
-        quantizer.codebook.data.copy_(features(32, 4, seed=1))
-        if quantizer.ema_decay is not None:
-            quantizer.sums.copy_(quantizer.codebook)
-    return quantizer
+    start = "normal" if spread else "uniform"
+    return VectorQuantizer(5 * tokens, codebook_size=32, group_size=4, codebook_start=start, **arguments)  # type: ignore[arg-type]
 
 
 def nearest_by_definition(quantizer: VectorQuantizer, x: torch.Tensor) -> torch.Tensor:
@@ -64,23 +60,26 @@ def test_every_codeword_is_its_own_token(bits: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_tokens_latents_and_penalty_by_definition(tokens: int) -> None:
-    quantizer, x = small(tokens, commitment=0.3, codebook_weight=0.7), features(6, 5, 4 * tokens).requires_grad_()
+@pytest.mark.parametrize("reduction", ["element_mean", "image_sum"])
+def test_tokens_latents_and_penalty_by_definition(reduction: str, tokens: int) -> None:
+    quantizer = small(tokens, commitment=0.3, codebook_weight=0.7, penalty_reduction=reduction)
+    x = features(6, 5, 4 * tokens).requires_grad_()
+    over = x.numel() if reduction == "element_mean" else 6
     result, found = quantizer(x), nearest_by_definition(quantizer, x)
     assert torch.equal(quantizer.tokenize(x), found)
     codewords = quantizer.codebook[found].flatten(-2)
     torch.testing.assert_close(result.latents, codewords)
-    torch.testing.assert_close(result.penalty, (x - codewords).square().sum() / 6)
+    torch.testing.assert_close(result.penalty, (x - codewords).square().sum() / over)
     g = features(6, 5, 4 * tokens, seed=3)
     ((result.latents * g).sum() + result.penalty).backward()
-    torch.testing.assert_close(x.grad, g + 0.3 * 2 * (x - codewords).detach() / 6)
+    torch.testing.assert_close(x.grad, g + 0.3 * 2 * (x - codewords).detach() / over)
     pull = torch.zeros(32, 4).index_add_(0, found.flatten(), (codewords - x).detach().view(-1, 4))
-    torch.testing.assert_close(quantizer.codebook.grad, 0.7 * 2 * pull / 6)
+    torch.testing.assert_close(quantizer.codebook.grad, 0.7 * 2 * pull / over)
 
 
 @pytest.mark.parametrize("tokens", [1, 2])
 def test_agrees_with_the_library_under_moving_averages(tokens: int) -> None:
-    quantizer = small(tokens, ema_decay=0.9, commitment=0.25 / (5 * 4 * tokens))
+    quantizer = small(tokens, ema_decay=0.9, commitment=0.25)
     library = VectorQuantize(
         4 * tokens, 32, heads=tokens, codebook_dim=4, decay=0.9, threshold_ema_dead_code=0, commitment_weight=0.25, rotation_trick=False
     )
@@ -93,7 +92,7 @@ def test_agrees_with_the_library_under_moving_averages(tokens: int) -> None:
         result, (latents, indices, loss) = quantizer(ours), library(theirs)
         assert torch.equal(found, indices.view(6, 5, tokens))
         torch.testing.assert_close(result.latents, latents)
-        torch.testing.assert_close(result.penalty, loss.squeeze())  # theirs is a mean over elements
+        torch.testing.assert_close(result.penalty, loss.squeeze())
         (result.latents.square().sum() + result.penalty).backward()
         (latents.square().sum() + loss.squeeze()).backward()
         torch.testing.assert_close(ours.grad, theirs.grad)
@@ -103,8 +102,8 @@ def test_agrees_with_the_library_under_moving_averages(tokens: int) -> None:
 
 
 def test_agrees_with_the_library_by_gradient() -> None:
-    # its learned codebook has one weight for both losses, and its loss is a mean over the 20 elements of each image
-    quantizer = small(commitment=1 / 20, codebook_weight=1 / 20)
+    # its learned codebook has one weight for both losses
+    quantizer = small(commitment=1.0, codebook_weight=1.0)
     library = VectorQuantize(
         4, 32, learnable_codebook=True, ema_update=False, threshold_ema_dead_code=0, commitment_weight=1.0, rotation_trick=False
     )
@@ -243,6 +242,7 @@ def test_describes_and_rebuilds_itself() -> None:
         ({"group_size": 0}, "group_size"),
         ({"commitment": -1.0}, "commitment"),
         ({"codebook_weight": 0.0}, "codebook_weight"),
+        ({"codebook_start": "zero"}, "codebook_start"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"dead_code_threshold": 0.0}, "dead_code_threshold"),
     ],
