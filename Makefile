@@ -31,11 +31,11 @@ methods: $(READY)  ## train and measure every method on the same photographs, on
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/methods.yaml $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; smoke takes about 6 minutes on two cores
+reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; without PROFILE smoke, about 6 minutes on two cores
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS))
 
-sweep-fig1: $(READY)  ## the learning rates of Figure 1's methods: PROFILE=cpu DATA=FOLDER [JOBS=n]
+sweep-fig1: $(READY)  ## what Figure 1's methods are trained with, chosen by a sweep: PROFILE=cpu [DATA=FOLDER] [JOBS=n]
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) --sweep $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS))
 

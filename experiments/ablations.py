@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from arms import ROOT, Spec, SpecError, arms, choose, read
-from plot import COLOURS, LINES, MARKERS, plain, save
+from looks import COLOURS, LINES, MARKERS, plain, save
 from running import finished
 
 Content = dict[str, Any]

@@ -6,12 +6,17 @@ A spec has
 
     configs:    files that every arm begins with
     axes:       {axis: [values]}; the arms are all combinations
+    only:       {axis: {other axis: value or [values]}}; elsewhere an arm has no such axis: its value is null, and in no name
+    order:      [axis]; arms are sorted by these axes first: with [seed], the first seed of everything comes before the second of anything
     extra:      more combinations, [{axis: [values]}]; an axis that is not named keeps its values
     arguments:  {axis: "--what {} adds to the command"}; an axis may have none and serve rules alone
     overrides:  {key: value} for all arms
     rules:      [{when: {axis: value or [values]}, set: {key: value}}], in order, over the overrides; "{axis}" in a value is the arm's
     command:    "python …", where an arm is not a `fit` of all that; "{axis}" is filled in, and "{folder}", that of its run, where it
                 is to leave a metrics.json, and "{profiles}", the folder above, with the runs of all profiles
+    pictures:   what the word DATA stands for and where to get it, in words
+    without_data: what is downloaded where no folder of pictures is given, see pictures.py
+    about, next: what reproduce.py says before the first arm and after the last one
     then:       ["python …"], commands that follow the first, likewise; a details.json that they leave gets into the arm's JSON
     jobs:       `cores` where every arm has one thread: as many arms at a time as there are cores, unless the call says how many
     cost:       what an arm takes before any was measured, see estimates.py
@@ -119,26 +124,30 @@ def choose(spec: Spec, profile: str | None, sweep: bool = False) -> Spec:
 
 
 def arms(spec: Spec, runs: str) -> list[Arm]:
-    """The arms in the order of the axes, then those of `extra`; a combination that comes twice counts once."""
+    """The arms in the order of the axes, then those of `extra`, sorted by `order`; a combination that comes twice counts once."""
     found: dict[str, Arm] = {}
     for grid in ({}, *spec.get("extra", [])):
         if unknown := set(grid) - set(spec["axes"]):
             raise SpecError(f"extra: {', '.join(sorted(unknown))} is no axis; there are {', '.join(spec['axes'])}")
         axes = spec["axes"] | grid
         for combination in itertools.product(*axes.values()):
-            arm = _arm(spec, dict(zip(axes, combination, strict=True)), runs)
-            found.setdefault(arm.name, arm)
-    return list(found.values())
+            arm = _arm(spec, _applicable(spec, dict(zip(axes, combination, strict=True))), runs)
+            if found.setdefault(arm.name, arm).values != arm.values:
+                raise SpecError(f"only: two arms are called {arm.name}; give the axes other values")
+    ranks = [list(dict.fromkeys(arm.values[axis] for arm in found.values())) for axis in spec.get("order", [])]
+    return sorted(
+        found.values(), key=lambda arm: [rank.index(arm.values[axis]) for axis, rank in zip(spec.get("order", []), ranks, strict=True)]
+    )
 
 
-def matches(when: dict[str, Any], values: dict[str, Any]) -> bool:
-    """Whether an arm's values are those that a rule asks for.
+def matches(when: dict[str, Any], values: dict[str, Any], entry: str = "rules") -> bool:
+    """Whether an arm's values are those that a rule asks for; `entry` names the rule's place in the spec.
 
     Raises:
         SpecError: the rule asks for an axis that is none.
     """
     if unknown := set(when) - set(values):
-        raise SpecError(f"rules: {', '.join(sorted(unknown))} is no axis; there are {', '.join(values)}")
+        raise SpecError(f"{entry}: {', '.join(sorted(unknown))} is no axis; there are {', '.join(values)}")
     return all(values[axis] in (wanted if isinstance(wanted, list) else [wanted]) for axis, wanted in when.items())
 
 
@@ -157,8 +166,16 @@ def without_data(content: Any, folder: str) -> Any:
     return DATA + content.removeprefix(folder) if inside else content
 
 
+def _applicable(spec: Spec, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of the axes that this combination has; null for the others."""
+    for axis, when in spec.get("only", {}).items():
+        if axis in values and not matches(when, values, "only"):
+            values = values | {axis: None}
+    return values
+
+
 def _arm(spec: Spec, values: dict[str, Any], runs: str) -> Arm:
-    name = "-".join(str(value) for value in values.values())
+    name = "-".join(str(value) for value in values.values() if value is not None)
     settings = dict(spec.get("overrides", {}))
     for rule in spec.get("rules", []):
         if matches(rule.get("when", {}), values):
@@ -172,7 +189,8 @@ def _arm(spec: Spec, values: dict[str, Any], runs: str) -> Arm:
     for config in spec["configs"]:
         command += ["--config", config]
     for axis, value in values.items():
-        command += shlex.split(spec["arguments"].get(axis, "").format(value))
+        if value is not None:
+            command += shlex.split(spec["arguments"].get(axis, "").format(_argument(value)))
     for key, value in settings.items():
         command += [f"--{key}", _argument(value)]
     command += ["--runs", runs, "--name", name, "--overwrite", "true"]

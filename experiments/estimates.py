@@ -1,8 +1,8 @@
 """How long an arm takes: as its like took here, else as the spec's `cost` says.
 
 cost:
-  by: backbone                              arms that share this axis' value are alike
-  seconds_per_step: {vit: 0.3, unet: 0.8}   measured once, and
+  by: [backbone, quantizer]                 axes; arms that share their values are alike, those that share the first ones if there are none
+  seconds_per_step: {vit: 0.3, unet: 0.8}   by the first axis; measured once, and
   seconds_besides: {vit: 90, unet: 90}      start, evaluation and the like
 or, where nobody has measured it,
   sustained_flops: 1.0e+14                   per second and device; a step is 3 times the backbone's forward pass per image
@@ -30,13 +30,16 @@ def seconds(arm: Arm, cost: Spec, measured: list[dict[str, Any]], flops: Flops) 
     """
     if not cost:
         return None
-    by = cost["by"]
-    alike = [content["seconds"] for content in measured if content["arm"][by] == arm.values[by] and not content.get("resumed")]
-    if alike:
-        return sum(alike) / len(alike)
+    by = [cost["by"]] if isinstance(cost["by"], str) else cost["by"]
+    for count in range(len(by), 0, -1):
+        axes = by[:count]
+        alike = [content for content in measured if all(content["arm"][axis] == arm.values[axis] for axis in axes)]
+        if taken := [content["seconds"] for content in alike if not content.get("resumed")]:
+            return sum(taken) / len(taken)
+    first = arm.values[by[0]]
     steps = arm.settings.get("trainer.max_steps", 0)  # what only measures takes none
     if "seconds_per_step" in cost:
-        return steps * cost["seconds_per_step"][arm.values[by]] + cost["seconds_besides"][arm.values[by]]
+        return steps * cost["seconds_per_step"][first] + cost["seconds_besides"][first]
     return 3 * flops(arm) * steps * cost["images_per_step"] / (cost["sustained_flops"] * cost["devices"])
 
 

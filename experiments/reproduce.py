@@ -5,7 +5,8 @@
 spec (YAML) -> arms: one `python -m gq_lightning fit …` each -> experiments/results/NAME/[PROFILE/[sweep/]]ARM.json -> tables and figures
 
 An arm whose JSON is there and came from the same command is skipped, and one that was interrupted goes on from its last checkpoint: call
-again, and nothing is lost. An arm that fails is reported at the end, the others go on, and the exit status is 1.
+again, and nothing is lost. An arm that fails is reported at the end, the others go on, and the exit status is 1. `--show` draws what has
+been measured so far, while other arms still run or after an interruption; it wants the same --data as the run, whose results it looks for.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -25,6 +25,7 @@ from rich.table import Table
 import tables
 from arms import DATA, ROOT, Arm, Spec, SpecError, arms, choose, read
 from estimates import seconds, spoken, summarized
+from pictures import download
 from running import ArmFailure, Runner, finished
 
 INTERRUPTED = 130
@@ -57,6 +58,13 @@ class Progress:
             rest = max(0.0, estimate - (now - self.running.get(arm.name, now)))
             total, longest = total + rest, max(longest, rest)
         return max(total / self.jobs, longest)
+
+    def line(self, name: str, begin: float) -> str:
+        """What a log has of an arm that has ended; `begin` is when the first one began."""
+        state = "failed" if name in self.failures else "done"
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        counted = f"{len(self.measured)} of {len(self.planned)} arms{failed}"
+        return f"{name}: {state}; {counted}, {spoken(time.monotonic() - begin)} so far, about {spoken(self.left())} left"
 
     def __rich__(self) -> Group:
         table = Table.grid(padding=(0, 2))
@@ -97,6 +105,7 @@ def run(progress: Progress, runner: Runner, console: Console) -> None:
         finally:
             del progress.running[arm.name]
 
+    begin = time.monotonic()
     with Live(progress, console=console, refresh_per_second=2, transient=True), ThreadPoolExecutor(progress.jobs) as pool:
         waiting = {pool.submit(one, arm): arm for arm in progress.waiting}
         try:
@@ -105,28 +114,27 @@ def run(progress: Progress, runner: Runner, console: Console) -> None:
                 if error is not None:
                     progress.failures[name] = str(error) if isinstance(error, (ArmFailure, OSError)) else repr(error)
                 progress.update()
-                state = "[red]failed" if error else f"done, about {spoken(progress.left())} left"
-                console.print(f"{name}: {state}", highlight=False)
+                console.print(progress.line(name, begin), style="red" if error else None, highlight=False, soft_wrap=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             runner.stop()
             raise
 
 
-def show(spec: Spec, measured: list[dict[str, Any]], results: Path, call: str) -> None:
-    """Writes and prints what the spec wants to be shown."""
-    if not measured:
+def show(spec: Spec, planned: list[Arm], results: Path, call: str) -> None:
+    """Writes and prints what the spec wants to be shown of the arms that are finished."""
+    if not (measured := [content for arm in planned if (content := finished(arm, results)) is not None]):
         return
     if "table" in spec:
         path = results.parent / f"{results.name}.md"
         path.write_text(f"<!-- {call} -->\n\n{tables.markdown(spec['table'], measured)}")
         print(path.read_text())
     if "best" in spec:
-        print(tables.rules(spec["best"], measured))
+        print(tables.rules(spec["best"], measured, planned))
     if "plot" in spec:
         from plot import draw  # matplotlib is wanted by nothing else
 
-        for path in draw(spec["plot"], measured, results, call):
+        for path in draw(spec["plot"], planned, measured, results, call):
             print(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
@@ -144,6 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, help="arms at a time; by default one a core where the profile says `jobs: cores`, else 1")
     parser.add_argument("--only", default="", help="run only the arms whose names contain this")
     parser.add_argument("--dry-run", action="store_true", help="print the command of every arm and what it takes, and run nothing")
+    parser.add_argument("--show", action="store_true", help="draw and print what has been measured so far, and run nothing")
     parser.add_argument("--results", type=Path, default=Path("experiments/results"), help="folder of all results")
     parser.add_argument("--runs", default="runs/experiments", help="folder of all runs")
     options = parser.parse_args(arguments)
@@ -156,7 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def experiment(options: argparse.Namespace) -> int:
     spec = choose(read(options.spec), options.profile, options.sweep)
-    parts = [options.spec.stem, *([options.profile] if options.profile else []), *(["sweep"] if options.sweep else [])]
+    own = spec.get("without_data") if options.data is None else None
+    profile = "-".join(filter(None, [options.profile, own and own["name"]]))
+    parts = [options.spec.stem, *([profile] if profile else []), *(["sweep"] if options.sweep else [])]
     results = ROOT.joinpath(options.results, *parts)
     every = arms(spec, "/".join([options.runs, *parts]))
     if not (planned := [arm for arm in every if options.only in arm.name]):
@@ -164,30 +175,62 @@ def experiment(options: argparse.Namespace) -> int:
     jobs = options.jobs if options.jobs is not None else cores() if spec.get("jobs") == "cores" else 1
     if jobs < 1:
         raise SpecError(f"--jobs {jobs}: give a positive number")
+    call = " ".join(["python experiments/reproduce.py", str(options.spec), *([f"--profile {options.profile}"] if options.profile else [])])
+    call += f" --data {DATA}" if options.data else ""
+    if options.show:
+        show(spec, every, results, call)
+        return 0
     data = str(Path(options.data).expanduser().resolve()) if options.data else None
     progress = Progress(" ".join(parts), planned, results, spec.get("cost", {}), jobs)
     if options.dry_run:
         dry_run(progress, data)
         return 0
-    wanted = any(arm.with_data("/") != arm.line for arm in planned)
-    if wanted and not (data and Path(data).is_dir()):
-        raise SpecError(f"--data {options.data}: no such folder" if data else f"--data: this needs a folder of pictures, its {DATA}")
-    results.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
+    announce(spec, progress, console)
+    if any(arm.with_data("/") != arm.line for arm in planned):
+        data = folder_of_pictures(spec, data)
+    results.mkdir(parents=True, exist_ok=True)
     # so that a kill is a Ctrl-C, and a Ctrl-C works in the background too, where shells have it ignored
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     try:
         run(progress, Runner(results, data), console)
     except KeyboardInterrupt:
-        console.print("stopped; the same call goes on where this one was")
+        console.print("stopped; the same call goes on where this one was, and --show draws what there is")
         return INTERRUPTED
-    measured = [content for arm in every if (content := finished(arm, results)) is not None]
-    call = " ".join(["python experiments/reproduce.py", str(options.spec), *([f"--profile {options.profile}"] if options.profile else [])])
-    show(spec, measured, results, call)
+    show(spec, every, results, call)
     for name, failure in progress.failures.items():
         console.print(f"failed: {name}: {failure}", style="red", highlight=False)
+    if "next" in spec and not progress.failures:
+        console.print(f"\n{spec['next']}", highlight=False, soft_wrap=True)
     return 1 if progress.failures else 0
+
+
+def announce(spec: Spec, progress: Progress, console: Console) -> None:
+    """What is about to happen, how long it takes and on which pictures."""
+    if "about" not in spec:
+        return
+    count, waiting = len(progress.planned), len(progress.waiting)
+    takes = f"about {spoken(progress.left())}, {progress.jobs} at a time" if waiting else "nothing left to run"
+    lines = [f"{progress.title}: {spec['about']}", f"{count} arms, {count - waiting} of them finished; {takes}"]
+    lines += [f"pictures: {spec['pictures']}"] if "pictures" in spec else []
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def folder_of_pictures(spec: Spec, data: str | None) -> str:
+    """The one that was given, or that of the spec's own download.
+
+    Raises:
+        SpecError: there is none.
+    """
+    if data is None and "without_data" in spec:
+        return str(download(spec["without_data"]))
+    if data is None:
+        raise SpecError(f"--data: this needs a folder of pictures, its {DATA}" + (f": {spec['pictures']}" if "pictures" in spec else ""))
+    if not Path(data).is_dir():
+        raise SpecError(f"--data {data}: no such folder")
+    return data
 
 
 if __name__ == "__main__":

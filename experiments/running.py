@@ -107,7 +107,7 @@ class Runner:
             if self._stopped.is_set():
                 raise ArmFailure("stopped before it began")
             # a session of its own: a Ctrl-C is passed on by `stop` alone. The lock lives as long as the process does
-            settings: dict[str, Any] = {"start_new_session": True, "pass_fds": (lock,)}
+            settings: dict[str, Any] = {"start_new_session": True, "pass_fds": (lock,), "env": environment()}
             process = subprocess.Popen([*self.python, *command[1:]], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, **settings)
             self._processes.add(process)
         try:
@@ -132,7 +132,7 @@ class Runner:
     def _parameters(self, folder: Path) -> dict[str, int]:
         """Of encoder, decoder, quantizer and their total, as `summary` counts them."""
         command = [*self.python, "-m", "gq_lightning", "summary", "--config", str(folder / "config.yaml"), "--format", "json"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
         if done.returncode:
             raise ArmFailure(f"its parameters cannot be counted: {done.stderr.strip()}")
         return json.loads(done.stdout)["parameters"]
@@ -143,6 +143,11 @@ def finished(arm: Arm, results: Path) -> dict[str, Any] | None:
     path = results / f"{arm.name}.json"
     content = json.loads(path.read_text()) if path.is_file() else None
     return content if content and content["command"] == arm.line else None
+
+
+def environment() -> dict[str, str]:
+    """Arms run the package of this folder, whichever is installed: a clone of a commit measures that commit."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def commit() -> str | None:

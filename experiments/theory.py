@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = f"python experiments/theory.py --budget {options.budget} --seed {options.seed}"
     facts = {"command": command, "machine": machine(), "seconds": round(time.perf_counter() - begin, 1), "c1": C1, "c2": C2}
     write({**facts, "verdict": sentence, "holds": holds, "points": points}, options.out / "theory.json")
-    from plot import save
+    from looks import save
     from theory_figure import figure  # matplotlib is wanted by nothing else
 
     save(figure(points, C1, C2), [options.out / f"theory.{suffix}" for suffix in ("png", "svg")])

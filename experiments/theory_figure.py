@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gq_lightning.theory import deviation_lower_bound, deviation_probability, deviation_upper_bound
-from plot import COLOURS, MARKERS, plain
+from looks import COLOURS, MARKERS, plain
 
 UPPER, LOWER, LIMIT = COLOURS[4], COLOURS[5], "0.55"
 # the points of all means lie on one curve: nested markers, the largest first

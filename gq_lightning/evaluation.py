@@ -24,7 +24,7 @@ from gq_lightning.tokenizer import ImageTokenizer, Reconstruction
 
 @torch.no_grad()
 def evaluate(
-    tokenizer: ImageTokenizer, batches: Iterable[Tensor], rfid: bool = True, progress: bool = True
+    tokenizer: ImageTokenizer, batches: Iterable[Tensor], rfid: bool = True, progress: bool = True, gaussian_rfid: bool = True
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1].
 
@@ -38,7 +38,7 @@ def evaluate(
     """
     training = tokenizer.training
     tokenizer.eval()
-    metrics = tokenizer.new_metrics(rfid)
+    metrics = tokenizer.new_metrics(rfid, gaussian_rfid)
     begin, images = time.perf_counter(), 0
     for batch in track(batches, description="Evaluating", disable=not progress, transient=True):
         batch = batch.to(tokenizer.device)

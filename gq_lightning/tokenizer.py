@@ -223,7 +223,7 @@ class ImageTokenizer(Pretrained, LightningModule):
             self.log("loss", total, prog_bar=True)
         return {"loss": total, "gradient_norms": norms, "diagnostics": quantized.diagnostics}
 
-    def new_metrics(self, rfid: bool) -> ReconstructionMetrics:
+    def new_metrics(self, rfid: bool, gaussian_rfid: bool = True) -> ReconstructionMetrics:
         """Metrics that fit this tokenizer, on its device."""
         quantizer = self.quantizer
         tdc = getattr(quantizer, "tdc", None)
@@ -234,6 +234,7 @@ class ImageTokenizer(Pretrained, LightningModule):
             downsampling=self.downsampling,
             rfid=rfid,
             alpha=tdc.alpha if tdc is not None else 0.5,
+            gaussian_rfid=gaussian_rfid,
         ).to(self.device)
 
     def _evaluation_start(self, rfid: bool) -> None:

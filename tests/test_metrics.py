@@ -14,13 +14,14 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 from gq_lightning.errors import UserError
-from gq_lightning.metrics import ReconstructionMetrics, frechet, similarity
+from gq_lightning.metrics import ReconstructionMetrics, feature_cache, frechet, similarity
 from gq_lightning.perceptual import LPIPS
 from gq_lightning.theory import expected_usage
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(monkeypatch, tmp_path):
+    monkeypatch.setattr(feature_cache, "cache_folder", lambda: tmp_path)  # not the user's
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,7 +47,7 @@ def new(codebook_size=256, per_position=2, **options):
     return ReconstructionMetrics(codebook_size, per_position * math.log2(codebook_size), per_position, downsampling=8, **options)
 
 
-def cheap_features(images):
+def cheap_features(images, cached=False):
     """Stands in for the Inception where only the bookkeeping is tested."""
     small = nn.functional.adaptive_avg_pool2d(images.round(), (26, 27)).flatten(1)  # 2106 numbers
     return small[:, :2048].double() / 255
@@ -174,7 +175,7 @@ def test_frechet_distance_of_two_lines_by_hand():
 def test_rfid_against_numpy_on_the_same_features(monkeypatch):
     images, candidates = pictures(3), noisy(pictures(3), 0.3)
     seen, real = [], frechet.inception_features
-    monkeypatch.setattr(frechet, "inception_features", lambda batch: seen.append(real(batch)) or seen[-1])
+    monkeypatch.setattr(frechet, "inception_features", lambda batch, cached=False: seen.append(real(batch)) or seen[-1])
     metrics = new(rfid=True)
     for part in (slice(0, 2), slice(2, 3)):
         metrics.update(images[part], candidates[part], random_tokens(3)[part])
@@ -239,6 +240,9 @@ def test_the_gaussian_images_are_measured_beside_and_only_when_given(cheap_rfid)
     alone = new(lpips=True, rfid=True)
     alone.update(images, noisy(images, 0.05), tokens)
     expected = alone.compute()
+    without = new(lpips=True, rfid=True, gaussian_rfid=False)
+    without.update(images, noisy(images, 0.3), tokens, gaussian=noisy(images, 0.05))
+    assert without.compute() == {name: value for name, value in result.items() if name != "gaussian_rfid"}
     names = ("psnr", "ssim", "ms_ssim", "lpips", "rfid")
     assert {name: result[f"gaussian_{name}"] for name in names} == pytest.approx({name: expected[name] for name in names}, rel=1e-6)
     assert result["gaussian_psnr"] > result["psnr"] + 6

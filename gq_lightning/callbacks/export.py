@@ -22,10 +22,11 @@ class Export(Callback):
     Args:
         rfid: measure rFID too, which costs more than all else on a CPU.
         columns: images in reconstructions.png.
+        gaussian_rfid: measure rFID of what is decoded from the posterior mean, too; as expensive as that of the tokens.
     """
 
-    def __init__(self, rfid: bool = True, columns: int = 12) -> None:
-        self.rfid, self.columns = rfid, columns
+    def __init__(self, rfid: bool = True, columns: int = 12, gaussian_rfid: bool = True) -> None:
+        self.rfid, self.columns, self.gaussian_rfid = rfid, columns, gaussian_rfid
         self._begin = self._trained = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,7 +44,7 @@ class Export(Callback):
         if trainer.is_global_zero:
             pl_module.save_pretrained(run / "tokenizer")
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        values, protocol = evaluate(pl_module, data.test_dataloader(), self.rfid, progress=trainer.is_global_zero)
+        values, protocol = evaluate(pl_module, data.test_dataloader(), self.rfid, trainer.is_global_zero, self.gaussian_rfid)
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:

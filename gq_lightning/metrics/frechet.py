@@ -10,14 +10,24 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from gq_lightning import weights
+from gq_lightning.metrics import feature_cache
 
 FEATURES = 2048
 
 
-def inception_features(images: Tensor) -> Tensor:
-    """Features (B, 2048), float64, of images (B, 3, H, W) on the scale 0..255; they are rounded to whole numbers first."""
-    with torch.autocast(images.device.type, enabled=False):
-        return _extractor(images.device)(images.round().to(torch.uint8))[0].double()
+def inception_features(images: Tensor, cached: bool = False) -> Tensor:
+    """Features (B, 2048), float64, of images (B, 3, H, W) on the scale 0..255; they are rounded to whole numbers first.
+
+    Args:
+        cached: look the images up among those that were measured before; for originals, which come again, see feature_cache.py.
+    """
+
+    def compute(pixels: Tensor) -> Tensor:
+        with torch.autocast(pixels.device.type, enabled=False):
+            return _extractor(pixels.device)(pixels)[0]
+
+    pixels = images.round().to(torch.uint8)
+    return (feature_cache.remembered(pixels, compute) if cached else compute(pixels)).double()
 
 
 @cache

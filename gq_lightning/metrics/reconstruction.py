@@ -34,6 +34,7 @@ class ReconstructionMetrics(Metric):
         downsampling: pixels per position along one axis.
         image_size: pixels along a side, where known; only `protocol` before the first batch needs it.
         lpips, rfid: whether to measure them; they need pretrained weights.
+        gaussian_rfid: whether to measure rFID of the Gaussian images, too, which doubles its cost.
         alpha: half the width, in bits, of the band around log2(codebook_size) of `share_within_alpha`.
 
     Raises:
@@ -56,6 +57,7 @@ class ReconstructionMetrics(Metric):
         lpips: bool = True,
         rfid: bool = True,
         alpha: float = 0.5,
+        gaussian_rfid: bool = True,
     ) -> None:
         super().__init__()
         self.bits_per_token = math.log2(codebook_size)
@@ -67,6 +69,7 @@ class ReconstructionMetrics(Metric):
         self.codebook_size, self.bits_per_position, self.tokens_per_position = codebook_size, bits_per_position, tokens_per_position
         self.downsampling, self.image_size, self.alpha, self.rfid = downsampling, image_size, alpha, rfid
         self.perceptual = LPIPS(LPIPS_NETWORK) if lpips else None
+        self._rfid_prefixes = tuple(prefix for prefix in PREFIXES if rfid and (gaussian_rfid or not prefix))
         if rfid:
             weights.load("inception")
         self._sides: set[int] = set()
@@ -83,7 +86,7 @@ class ReconstructionMetrics(Metric):
         self.add_state("bits", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("bits_min", torch.tensor(math.inf), dist_reduce_fx="min")
         self.add_state("bits_max", torch.tensor(-math.inf), dist_reduce_fx="max")
-        for features in ("original", *(f"{prefix}rfid" for prefix in PREFIXES)) if rfid else ():
+        for features in ("original", *(f"{prefix}rfid" for prefix in self._rfid_prefixes)) if rfid else ():
             self.add_state(f"{features}_count", torch.tensor(0), dist_reduce_fx="sum")
             self.add_state(f"{features}_sum", torch.zeros(frechet.FEATURES, dtype=torch.float64), dist_reduce_fx="sum")
             products = torch.zeros(frechet.FEATURES, frechet.FEATURES, dtype=torch.float64)
@@ -114,7 +117,7 @@ class ReconstructionMetrics(Metric):
         if bits is not None:
             self._add_bits(bits)
         if self.rfid:
-            self._add_features("original", originals)
+            self._add_features("original", originals, cached=True)
         for prefix, candidates in zip(PREFIXES, (reconstructions, gaussian), strict=True):
             if candidates is not None:
                 self._add_quality(prefix, originals, _to_255(candidates))
@@ -127,7 +130,7 @@ class ReconstructionMetrics(Metric):
                 count, total = getattr(self, prefix + quality).tolist()
                 if count:
                     result[prefix + quality] = total / count
-            if self.rfid and self._count(f"{prefix}rfid") >= 2:
+            if prefix in self._rfid_prefixes and self._count(f"{prefix}rfid") >= 2:
                 result[f"{prefix}rfid"] = frechet.frechet_distance(self._features("original"), self._features(f"{prefix}rfid"))
         images, pixels, tokens = self._count("images"), self._count("pixels"), self._count("tokens")
         if pixels:
@@ -228,11 +231,11 @@ class ReconstructionMetrics(Metric):
         for name, value in values.items():
             value = value.double()
             self._add(prefix + name, torch.stack([value.new_tensor(len(value)), value.sum()]))
-        if self.rfid:
+        if prefix in self._rfid_prefixes:
             self._add_features(f"{prefix}rfid", candidates)
 
-    def _add_features(self, name: str, images: Tensor) -> None:
-        features = frechet.inception_features(images)
+    def _add_features(self, name: str, images: Tensor, cached: bool = False) -> None:
+        features = frechet.inception_features(images, cached)
         self._add(f"{name}_count", len(features))
         self._add(f"{name}_sum", features.sum(dim=0))
         self._add(f"{name}_products", features.T @ features)

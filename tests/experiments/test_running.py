@@ -72,8 +72,47 @@ def test_a_failure_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     assert list(progress.failures) == ["bad"]
     assert "exit status 1: it went wrong" in progress.failures["bad"]
     assert sorted(path.name for path in bench.results.iterdir()) == ["fine.json", "good.json"], "no temporary files either"
-    reproduce.show(bench.spec, progress.measured, bench.results, "call")
+    reproduce.show(bench.spec, bench.arms, bench.results, "call")
     assert (tmp_path / "results.md").read_text().endswith("|---|---|---|\n| good | 20 |  |\n| fine | 20 |  |\n")
+
+
+def test_a_log_file_has_a_plain_line_for_each_arm(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    progress = Progress("bench", bench.arms, bench.results, {}, 1)
+    with open(tmp_path / "log", "w") as log:
+        reproduce.run(progress, bench.runner, Console(file=log))
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["good", "bad", "fine"]
+    assert "done; 1 of 3 arms, " in lines[0] and lines[0].endswith(" left")
+    assert "failed; 1 of 3 arms, 1 failed, " in lines[1]
+    assert "done; 2 of 3 arms, 1 failed, " in lines[2]
+    assert not {"\x1b", "\r"} & set("".join(lines))
+
+
+def test_results_may_lie_elsewhere_and_arms_run_the_package_of_this_folder(tmp_path: Path) -> None:
+    """What is called from a clone of a fixed commit writes where it is told, and does not measure the installed package."""
+    bench = Bench(tmp_path, what=["good"])
+    (tmp_path / "fake.py").write_text(FAKE + "import gq_lightning; (folder / 'where').write_text(gq_lightning.__file__)")
+    runner = Runner(tmp_path / "far/away", "/my pictures", bench.runner.python)
+    runner.run(bench.arms[0])
+    assert (tmp_path / "far/away/good.json").is_file()
+    assert Path((bench.runs / "good/where").read_text()).is_relative_to(ROOT)
+
+
+def test_what_is_there_can_be_shown_while_the_rest_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    bench.runner.run(bench.arms[0])
+    (tmp_path / "spec.yaml").write_text(json.dumps(SPEC))
+    os.renames(bench.results / "good.json", tmp_path / "shown/spec/good.json")
+    where = ["--results", str(tmp_path / "shown"), "--runs", str(tmp_path / "elsewhere")]
+    assert reproduce.main([str(tmp_path / "spec.yaml"), "--show", *where]) == 0
+    assert "20" not in capsys.readouterr().out, "another command's"
+    content = json.loads((tmp_path / "shown/spec/good.json").read_text())
+    content["command"] = arms(SPEC, f"{tmp_path}/elsewhere/spec")[0].line
+    (tmp_path / "shown/spec/good.json").write_text(json.dumps(content))
+    assert reproduce.main([str(tmp_path / "spec.yaml"), "--show", *where]) == 0
+    assert "| good | 20 |  |" in capsys.readouterr().out
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_what_is_written_names_no_folder_of_this_machine(tmp_path: Path) -> None:
@@ -225,5 +264,5 @@ def test_two_arms_for_real_one_of_them_killed(tmp_path: Path) -> None:
         {name: value for name, value in content["metrics"].items() if not name.endswith("seconds")} for content in contents if content
     )
     assert killed == expected
-    reproduce.show(spec, [content for content in measured if content], results, "call")
+    reproduce.show(spec, list(planned.values()), results, "call")
     assert {"fig1.png", "fig1.svg", "fig1.csv", "fig1.md"} <= {path.name for path in results.iterdir()}
