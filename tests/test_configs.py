@@ -48,7 +48,7 @@ def test_the_papers_models(backbone: str, parameters: int, quantizer: str, rate:
         assert (count, model.quantizer.latent_channels) == (parameters, 16), "the paper's"
     text = (CONFIGS / f"quantizer/{quantizer}.yaml").read_text()
     assert ("callbacks.TDC" in text) == (quantizer in ("gq", "tokenbridge_tdc"))
-    assert ("callbacks.GaussianQuant" in text) == (quantizer in ("gq", "gq_exact", "gaussian", "tokenbridge", "tokenbridge_tdc"))
+    assert ("callbacks.GaussianQuant" in text) == (quantizer in ("gq", "gq_exact", "gq_wide", "gaussian", "tokenbridge", "tokenbridge_tdc"))
 
 
 def test_the_papers_recipe(tmp_path: Path) -> None:

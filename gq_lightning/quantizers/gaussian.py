@@ -22,13 +22,16 @@ from gq_lightning.quantizers.search import best_codewords
 from gq_lightning.quantizers.tdc import TargetDivergence, Variant
 from gq_lightning.theory import kl_bits
 
+BITS_PER_CHANNEL = 2
+
 
 class GaussianQuantizer(Quantizer):
     """Diagonal Gaussian posteriors, replaced by codewords of a fixed random codebook.
 
     Args:
         bits_per_position: rate at each position of the grid. A whole number of tokens of log2(codebook_size) bits.
-        latent_channels: latent dimensions per position, shared equally by the tokens.
+        latent_channels: latent dimensions per position, shared equally by the tokens. None takes one for every two bits, the width that
+            was best at every rate where it was measured; the paper has 16 throughout.
         codebook_size: K, codewords per codebook; one codebook serves all tokens.
         codebook: `iid` normal draws (the paper), `sobol` quantiles (the published models), or `quantile`, evenly spaced ones (TokenBridge;
             groups of one channel only).
@@ -55,7 +58,7 @@ class GaussianQuantizer(Quantizer):
     def __init__(
         self,
         bits_per_position: int = 16,
-        latent_channels: int = 16,
+        latent_channels: int | None = None,
         codebook_size: int = 65536,
         codebook: Generator = "iid",
         seed: int = 42,
@@ -75,6 +78,8 @@ class GaussianQuantizer(Quantizer):
         if not 0 <= prior_weight <= 1:
             raise UserError(f"prior_weight: {prior_weight} is not in [0, 1]")
         tokens, bits = tokens_of_rate(bits_per_position, codebook_size)
+        if latent_channels is None:
+            latent_channels = tokens * max(1, round(bits / BITS_PER_CHANNEL))
         if latent_channels % tokens:
             raise UserError(
                 f"latent_channels: {latent_channels} channels cannot be shared by {tokens} tokens per position: use a multiple of {tokens}"
@@ -86,8 +91,8 @@ class GaussianQuantizer(Quantizer):
         self.penalty_weight, self.exact_divergence = float(penalty_weight), exact_divergence
         share = self.bits_per_position / latent_channels
         self.initial_log_variance = -2 * math.log(2) * share if initial_log_variance is None else float(initial_log_variance)
-        # written down as the number it was: another codebook for this encoder, of another rate, must not move it
-        self.init_args["initial_log_variance"] = self.initial_log_variance
+        # written down as the numbers they were: another codebook for this encoder, of another rate, must not move them
+        self.init_args |= {"latent_channels": latent_channels, "initial_log_variance": self.initial_log_variance}
         self.tdc = TargetDivergence(bits, alpha=tdc_alpha, beta=tdc_beta, variant=tdc_variant)
         codewords = gaussian_codebook(codebook, codebook_size, self.group_size, seed)
         self.recipe = f"{codebook} codebook of {codebook_size} x {self.group_size} with seed {seed}"
