@@ -61,7 +61,7 @@ def test_computes_what_the_published_networks_do(architecture: str, tmp_path: Pa
         mean, log_variance = features.double().movedim(1, -1).chunk(2, dim=-1)
         assert (log_variance > 0.1).any(), "the published score does not bound variances: some must be above the prior's"
         posterior, prior = Normal(mean, (log_variance / 2).exp()), Normal(torch.zeros(()).double(), 1.0)
-        codebook = prior.icdf(SobolEngine(4, scramble=True, seed=42).draw(CODEBOOK, dtype=torch.float64)).float()
+        codebook = prior.icdf(SobolEngine(4, scramble=True, seed=42).draw(CODEBOOK, dtype=torch.float32).double()).float()
         tokens = tokenizer.encode(images)
         for group in range(2):
             channels = slice(group, None, 2)

@@ -1,9 +1,12 @@
 import copy
+import hashlib
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
+from torch.quasirandom import SobolEngine
 
 from gq_lightning import UserError
 from gq_lightning.construction import build, describe
@@ -148,6 +151,21 @@ def test_state_carries_the_codebooks_fingerprint() -> None:
     GaussianQuantizer(8, latent_channels=2, codebook_size=256, seed=1).load_state_dict(state)
     with pytest.raises(UserError, match="another codebook"):
         GaussianQuantizer(8, latent_channels=2, codebook_size=256, seed=2).load_state_dict(state)
+
+
+def test_a_sobol_codebook_of_float64_points_is_refused_with_the_reason() -> None:
+    """What versions saved that drew the points in float64."""
+    arguments: dict[str, Any] = {"bits_per_position": 16, "latent_channels": 4, "codebook_size": 256, "codebook": "sobol"}
+    points = SobolEngine(2, scramble=True, seed=42).draw(256, dtype=torch.float64)
+    earlier = torch.special.ndtri(points).float().numpy().astype("<f4")
+    digest = hashlib.sha256(repr(earlier.shape).encode() + earlier.tobytes()).digest()
+    quantizer = GaussianQuantizer(**arguments)
+    state = quantizer.state_dict() | {"codebook_fingerprint": torch.tensor(list(digest), dtype=torch.uint8)}
+    with pytest.raises(UserError, match=r"drew Sobol points in float64.*convert or import the VAE again"):
+        quantizer.load_state_dict(state)
+    for other in ({"seed": 1}, {"codebook": "iid"}):
+        with pytest.raises(UserError, match="another codebook"):
+            GaussianQuantizer(**arguments | other).load_state_dict(state)
 
 
 def test_describes_and_rebuilds_itself() -> None:
