@@ -6,6 +6,8 @@
 
 The adaptive weight is the ratio of the gradient norms, at the decoder's last layer, of the reconstruction loss and of the logits:
 whatever the scales of the two losses, they then pull equally.
+
+Real images alone set the discriminator's ActNorm, also where the generator would be the first to use it.
 """
 
 from typing import final
@@ -45,7 +47,7 @@ class Adversary(nn.Module):
         weight: float = 0.75,
         max_adaptive_weight: float = 1e4,
         learning_rate: float | None = None,
-        betas: tuple[float, float] = (0.5, 0.9),
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         super().__init__()
         if start < 0 or warmup < 0:
@@ -77,14 +79,18 @@ class Adversary(nn.Module):
             devices = [device.index] if device.type == "cuda" else None
             self._learner = (DistributedDataParallel(self.discriminator, device_ids=devices, gradient_as_bucket_view=True),)
 
-    def generator_loss(self, reconstructions: Tensor, reconstruction_loss: Tensor, last_layer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def generator_loss(
+        self, images: Tensor, reconstructions: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted adversarial term of the generator, a scalar, and its detached parts by name.
 
         Args:
+            images: (B, 3, H, W), the real ones.
             reconstructions: (B, 3, H, W), with their graph.
             reconstruction_loss: scalar, of the same graph.
             last_layer: weight of the decoder's last layer.
         """
+        self.discriminator.initialize(images)
         # gradients pass through the discriminator to the images, but are not gathered in it
         self.discriminator.requires_grad_(False)
         logits = self.discriminator(reconstructions).float()
@@ -103,6 +109,7 @@ class Adversary(nn.Module):
 
     def discriminator_loss(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Hinge loss of the discriminator on real and reconstructed images (B, 3, H, W), a scalar, and its detached parts by name."""
+        self.discriminator.initialize(images)
         logits = self._learner[0](torch.cat([images, reconstructions.detach()])).float()
         real, fake = logits.chunk(2)
         loss = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2

@@ -59,11 +59,15 @@ def load_checkpoint(path: Path) -> ImageTokenizer:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         description, state = checkpoint["tokenizer"], checkpoint["state_dict"]
+        recipe = description["init_args"]["quantizer"]
     except Exception as error:  # torch raises what pickle, zipfile and its own reader raise
         raise UserError(
             f"{path}: damaged, or not a checkpoint of gq_lightning ({type(error).__name__}): give one that fit wrote"
         ) from error
     state = {name: value for name, value in state.items() if not name.startswith(TRAINING_ONLY)}
+    if (name := "quantizer.codebook_fingerprint") in state:
+        # a conversion draws the codebook anew from its recipe; no token depends on the one that the training had
+        state[name] = build(Quantizer, recipe, str(path)).state_dict()["codebook_fingerprint"]  # type: ignore[type-abstract]
     return ImageTokenizer.from_description(description, state, source=str(path))
 
 

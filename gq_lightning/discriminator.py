@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gq_lightning.distributed import mean_over_ranks
+from gq_lightning.distributed import mean_over_ranks, ranks
 from gq_lightning.errors import UserError
 
 Normalization = Literal["actnorm", "spectral", "none"]
 
 
 class ActNorm(nn.Module):
-    """Scale and shift per channel, set by the first batch to give mean 0 and deviation 1, then learned
+    """Scale and shift per channel, set by `initialize` to give mean 0 and deviation 1, then learned
     (https://arxiv.org/abs/1807.03039, section 3.1). (B, C, H, W) to the same shape.
 
-    The first batch is the global one: under torch.distributed all ranks start with the same values. There are no running
-    statistics, so SyncBatchNorm has nothing to convert here.
+    There are no running statistics, so SyncBatchNorm has nothing to convert here.
     """
 
     initialized: Tensor
@@ -32,21 +31,19 @@ class ActNorm(nn.Module):
         self.location = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
         self.register_buffer("initialized", torch.tensor(False))
-        self._known = False  # the buffer's value on the host, once true: reading it each step would wait for the device
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and not self._known:
-            if not bool(self.initialized.item()):
-                self._initialize(x.detach())
-            self._known = True
         return self.scale * (x + self.location)
 
     @torch.no_grad()
-    def _initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor) -> None:
+        """Sets scale and shift by the channels of x, which is this rank's equal share of a batch: all ranks get the same values."""
         x = x.float()
         mean = mean_over_ranks(x.mean(dim=(0, 2, 3)))
         # from the mean, not as a difference of moments: where the deviation is small, float32 has few digits left of that
-        deviation = mean_over_ranks((x - mean.view(-1, 1, 1)).square().mean(dim=(0, 2, 3))).sqrt()
+        variance = mean_over_ranks((x - mean.view(-1, 1, 1)).square().mean(dim=(0, 2, 3)))
+        values = x[:, 0].numel() * ranks()
+        deviation = (variance * values / max(values - 1, 1)).sqrt()  # unbiased
         self.location.copy_(-mean.view_as(self.location))
         self.scale.copy_((deviation + 1e-6).reciprocal().view_as(self.scale))
         self.initialized.fill_(True)
@@ -86,6 +83,20 @@ class PatchDiscriminator(nn.Module):
             modules += [ActNorm(widths[index])] if normalization == "actnorm" else []
             modules.append(nn.LeakyReLU(0.2))
         self.network = nn.Sequential(*modules, convolution(widths[-1], 1, 1))
+        self._known = False  # what the buffers of ActNorm say, on the host: reading them each step would wait for the device
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Sets ActNorm by the first batch of real images (B, 3, H, W) in [-1, 1]; what was set, or loaded, stays."""
+        if self._known:
+            return
+        if not all(bool(layer.initialized) for layer in self.network if isinstance(layer, ActNorm)):
+            self._check_size(images)
+            for layer in self.network:
+                if isinstance(layer, ActNorm):
+                    layer.initialize(images)
+                images = layer(images)
+        self._known = True
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to logits (B, 1, h, w).
@@ -93,6 +104,10 @@ class PatchDiscriminator(nn.Module):
         Raises:
             UserError: the images are too small for so many layers.
         """
+        self._check_size(images)
+        return self.network(images)
+
+    def _check_size(self, images: Tensor) -> None:
         # each halving floors; the two last convolutions take one pixel each
         if min(images.shape[-2:]) >> self.layers < 3:
             height, width = images.shape[-2:]
@@ -100,4 +115,3 @@ class PatchDiscriminator(nn.Module):
             raise UserError(
                 f"discriminator.layers: {self.layers} layers halve images of {height}x{width} to nothing: use at most {fitting}"
             )
-        return self.network(images)

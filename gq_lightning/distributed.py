@@ -9,6 +9,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def ranks() -> int:
+    """How many there are, this one included."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean of each rank's tensor of one shape, without gradient; `values` itself, detached, where there is one rank."""
     values = values.detach()

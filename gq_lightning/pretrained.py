@@ -81,6 +81,8 @@ class Pretrained(nn.Module):
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(f"{source}: its weights do not fit the tokenizer it describes: {' '.join(lines[1:2])}") from error
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
         return tokenizer.eval().requires_grad_(False)
 
     def push_to_hub(self, repository: str, folder: str | Path, token: str | None = None, private: bool | None = None) -> str:

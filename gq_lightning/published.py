@@ -7,8 +7,10 @@ is used exactly once; one that is missing, left over, misshapen or not finite st
 """
 
 import inspect
+import logging
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +25,16 @@ from gq_lightning.errors import UserError
 from gq_lightning.quantizers import GaussianQuantizer
 from gq_lightning.tokenizer import ImageTokenizer
 
+logger = logging.getLogger("gq_lightning.published")
+
 Architecture = Literal["unet", "vit"]
 CLASSES: dict[Architecture, type[Backbone]] = {"unet": UNet, "vit": VisionTransformer}
 # the decoder's first layer, (its width, latent channels, ...), whose name differs between the two
 FIRST_LAYERS: dict[Architecture, str] = {"unet": "decoder.conv_in.weight", "vit": "decoder.post_quant_embed.weight"}
+
+# A training that aligns the latents with a foundation model's features (checkpoints named `_vf`) saves that model, and the layer that
+# maps between the two. Neither encodes nor decodes.
+ALIGNMENT = ("foundation_model.", "linear_proj.")
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -216,7 +224,9 @@ DICTS = re.compile(r"collections\.defaultdict|.*\.AttributeDict")
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of encoder and decoder of a Lightning file, by the authors' names; `loss.*` is left out. They are mapped, not read.
+    """The tensors of encoder and decoder of a Lightning file, by the authors' names; they are mapped, not read.
+
+    `loss.*` is left out; so is, with a message, what belongs to the alignment with a foundation model.
 
     torch's own restricted unpickler reads the file. Classes that it does not know become inert placeholders where they are
     among the harmless ones, and otherwise the file is refused.
@@ -244,9 +254,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_nested:
             raise UserError(f"{path}: state_dict entry {str(name)[:80]!r} is a {type(tensor).__name__}, not a tensor: save tensors alone")
-        if not name.startswith(("encoder.", "decoder.", "loss.")):
+        if not name.startswith(("encoder.", "decoder.", "loss.", *ALIGNMENT)):
             raise UserError(
-                f"{path}: {name[:80]!r} of shape {tuple(tensor.shape)} (our name: none) belongs to no Gaussian checkpoint, which has"
-                f" encoder.*, decoder.* and loss.* alone: give one of Gaussian Quant, without averaged copies"
+                f"{path}: {name[:80]!r} of shape {tuple(tensor.shape)} (our name: none) belongs to no Gaussian checkpoint: "
+                "give one of Gaussian Quant, without averaged copies"
             )
-    return {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
+    if left := Counter(name.split(".")[0] for name in state if name.startswith(ALIGNMENT)):
+        counts = " and ".join(f"{name}.* ({count})" for name, count in sorted(left.items()))
+        logger.warning("%s: left out %s: only the training uses them, to align latents with a foundation model's features", path, counts)
+    return {name: tensor for name, tensor in state.items() if name.startswith(("encoder.", "decoder."))}

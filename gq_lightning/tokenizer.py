@@ -203,7 +203,7 @@ class ImageTokenizer(Pretrained, LightningModule):
         reconstruction, parts = self.loss(reconstructions, batch)
         total = reconstruction + quantized.penalty
         if adversary is not None and adversary.judges(step):
-            term, more = adversary.generator_loss(reconstructions, reconstruction, self.backbone.last_layer)
+            term, more = adversary.generator_loss(batch, reconstructions, reconstruction, self.backbone.last_layer)
             total, parts = total + term, parts | more
         complete = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
         generator, *discriminator = zip(self._optimizers(), self._schedulers(), strict=True)

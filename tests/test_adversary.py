@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small import CONFIGS, run_ranks, small_tokenizer
 from torch.utils.data import DataLoader
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from gq_lightning import ImageTokenizer, UserError
 from gq_lightning.adversary import Adversary
 from gq_lightning.cli import main
-from gq_lightning.discriminator import PatchDiscriminator
+from gq_lightning.discriminator import ActNorm, PatchDiscriminator
 from gq_lightning.quantizers import FiniteScalarQuantizer
 
 
@@ -51,7 +52,7 @@ def test_adaptive_weight(bound: float) -> None:
     layer = torch.nn.Conv2d(3, 3, 1)
     reconstructions = layer(images(2))
     reconstruction = (reconstructions - images(2)).square().sum()
-    term, parts = loss.generator_loss(reconstructions, reconstruction, layer.weight)
+    term, parts = loss.generator_loss(images(2), reconstructions, reconstruction, layer.weight)
     logits = loss.discriminator(layer(images(2)))
     gradients = [torch.autograd.grad(value, layer.weight, retain_graph=True)[0].norm() for value in (reconstruction, -logits.mean())]
     expected = min(float(gradients[0] / (gradients[1] + 1e-4)), bound)
@@ -61,6 +62,58 @@ def test_adaptive_weight(bound: float) -> None:
     assert layer.weight.grad is not None
     assert all(parameter.grad is None for parameter in loss.discriminator.parameters()), "the generator's step leaves the judge alone"
     assert all(parameter.requires_grad for parameter in loss.discriminator.parameters())
+
+
+def published_actnorm(network: PatchDiscriminator, real: torch.Tensor) -> list[torch.Tensor]:
+    """Location and scale of each ActNorm after a first pass of these images, with the kernels of the network."""
+    layers = [layer for layer in network.network if isinstance(layer, torch.nn.Conv2d)]
+    x = F.leaky_relu(F.conv2d(real, layers[0].weight, layers[0].bias, 2, 1), 0.2)
+    values = []
+    for layer in layers[1:-1]:
+        x = F.conv2d(x, layer.weight, layer.bias, layer.stride, 1)
+        channels = x.transpose(0, 1).flatten(1)
+        location = -channels.mean(dim=1).view(1, -1, 1, 1)
+        scale = (1 / (channels.std(dim=1, unbiased=True) + 1e-6)).view(1, -1, 1, 1)
+        values += [location, scale]
+        x = F.leaky_relu(scale * (x + location), 0.2)
+    return [value.detach() for value in values]
+
+
+def actnorm(network: PatchDiscriminator) -> list[torch.Tensor]:
+    return [getattr(layer, name).detach() for layer in network.network if isinstance(layer, ActNorm) for name in ("location", "scale")]
+
+
+@pytest.mark.parametrize("first", ["discriminator", "generator"])
+def test_real_images_alone_set_actnorm(first: str) -> None:
+    loss, layer = adversary(), torch.nn.Conv2d(3, 3, 1)
+    real, reconstructions = images(2), layer(images(2, seed=1)) * 3 + 1
+    expected = published_actnorm(loss.discriminator, real)
+    if first == "discriminator":
+        loss.discriminator_loss(real, reconstructions)
+    else:
+        loss.generator_loss(real, reconstructions, reconstructions.square().sum(), layer.weight)
+    assert len(actnorm(loss.discriminator)) == len(expected) == 4
+    torch.testing.assert_close(actnorm(loss.discriminator), expected)
+    loss.discriminator_loss(images(2, seed=3), reconstructions)
+    torch.testing.assert_close(actnorm(loss.discriminator), expected)
+
+
+def test_training_sets_actnorm_by_the_real_images_of_its_first_batch(tmp_path: Path) -> None:
+    """Here the generator is the first to see the discriminator, which hardly learns."""
+    tokenizer = small_tokenizer("vit", adversary=adversary(start=0, warmup=0, learning_rate=1e-12))
+    expected = published_actnorm(tokenizer.adversary.discriminator, images(12)[:2])  # type: ignore[union-attr]
+    fit(tmp_path, 3, tokenizer)
+    torch.testing.assert_close(actnorm(tokenizer.adversary.discriminator), expected)  # type: ignore[union-attr]
+
+
+def test_both_networks_have_the_published_betas() -> None:
+    tokenizer = small_tokenizer("vit", adversary=adversary())
+    tokenizer.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, max_steps=1, enable_progress_bar=False)
+    optimizers = [entry["optimizer"] for entry in tokenizer.configure_optimizers()]
+    assert [group["betas"] for optimizer in optimizers for group in optimizer.param_groups] == [(0.9, 0.999)] * sum(
+        len(optimizer.param_groups) for optimizer in optimizers
+    )
+    assert len(optimizers) == 2
 
 
 def test_bad_arguments() -> None:

@@ -54,8 +54,11 @@ def test_the_papers_models(backbone: str, parameters: int, quantizer: str, rate:
 def test_the_papers_recipe(tmp_path: Path) -> None:
     rates = {"gq": 1e-4, "fsq": 1e-4, "vq": 4e-4, "lfq": 4e-5, "bsq": 4e-5}
     for quantizer, rate in rates.items():
-        model = build(tmp_path, "base.yaml", f"quantizer/{quantizer}.yaml", "scale/paper.yaml", "machine/node8.yaml").model
+        cli = build(tmp_path, "base.yaml", f"quantizer/{quantizer}.yaml", "scale/paper.yaml", "machine/node8.yaml")
+        model = cli.model
         assert model.learning_rate == rate
+        assert model.betas == model.adversary.betas == (0.9, 0.999)
+        assert cli.datamodule.training_crop.cut == "center"
         assert (model.adversary.weight, model.adversary.start, model.adversary.discriminator.layers) == (0.75, 10_000, 6)
         assert (model.loss.pixel, model.loss.lpips_weight, model.loss.lpips.network) == ("l1", 1.0, "vgg")
 

@@ -1,4 +1,9 @@
+import copy
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,17 +56,66 @@ def test_spectral_norm_bounds_every_kernel() -> None:
             assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, rel=1e-2)
 
 
-def test_actnorm_is_set_by_the_first_training_batch_alone() -> None:
-    x = torch.randn(8, 5, 6, 6, generator=torch.Generator().manual_seed(0)) * 3 + 7
+def test_actnorm_is_set_once_and_by_no_other_images() -> None:
+    network, x = PatchDiscriminator(8, 2), images()
+    before = network(x)
+    assert torch.equal(network.eval()(x), before), "a pass sets nothing, in training or evaluation"
+    assert not torch.equal(network(x), network.initialize(x) or network(x))
+    state = copy.deepcopy(network.state_dict())
+    restored = PatchDiscriminator(8, 2)
+    restored.load_state_dict(state)
+    for one in (network, restored):
+        one.initialize(images() * 5 - 1)
+        assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(8, 5, 6, 6), (1, 5, 1, 2)])
+def test_actnorm_gives_mean_0_and_unbiased_deviation_1(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 7
     norm = ActNorm(5)
-    assert torch.equal(norm.eval()(x), x), "not by evaluation"
-    first = norm.train()(x)
-    torch.testing.assert_close(first.mean(dim=(0, 2, 3)), torch.zeros(5), atol=1e-5, rtol=0)
-    torch.testing.assert_close(first.var(dim=(0, 2, 3), correction=0), torch.ones(5), atol=1e-4, rtol=0)
-    torch.testing.assert_close(norm(x + 1), first + norm.scale)
-    restored = ActNorm(5)
-    restored.load_state_dict(norm.state_dict())
-    torch.testing.assert_close(restored(x + 1), norm(x + 1))
+    assert torch.equal(norm(x), x)
+    norm.initialize(x)
+    channels = norm(x).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(channels.mean(dim=1), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(channels.std(dim=1), torch.ones(5), atol=1e-5, rtol=0)
+
+
+def test_spectral_kernels_wait_for_the_first_pass() -> None:
+    """There is no ActNorm to set, and a power iteration more would make a resumed training another one."""
+    network = PatchDiscriminator(8, 2, "spectral")
+    state = copy.deepcopy(network.state_dict())
+    network.initialize(images())
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+RANKS = """
+import sys
+import torch
+import torch.distributed as dist
+from gq_lightning.discriminator import ActNorm
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+norm = ActNorm(5)
+norm.initialize(torch.load(f"{folder}/x.pt", weights_only=True).chunk(2)[rank])
+torch.save(norm.state_dict(), f"{folder}/norm{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_share_the_deviation_of_the_whole_batch(tmp_path: Path) -> None:
+    x = torch.randn(2, 5, 1, 2, generator=torch.Generator().manual_seed(1)) * 2 + torch.tensor([0.0, 3.0]).view(2, 1, 1, 1)
+    torch.save(x, tmp_path / "x.pt")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    ranks = [subprocess.Popen([sys.executable, "-c", RANKS, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    channels = x.transpose(0, 1).flatten(1)
+    for rank in range(2):
+        state = torch.load(tmp_path / f"norm{rank}.pt", weights_only=True)
+        torch.testing.assert_close(state["location"].flatten(), -channels.mean(dim=1))
+        torch.testing.assert_close(state["scale"].flatten(), 1 / (channels.std(dim=1) + 1e-6))
+        assert state["initialized"]
 
 
 def test_bad_arguments() -> None:
@@ -71,4 +125,6 @@ def test_bad_arguments() -> None:
         PatchDiscriminator(layers=0)
     with pytest.raises(UserError, match=r"discriminator\.layers: 4 layers halve images of 32x32 to nothing: use at most 3"):
         PatchDiscriminator(8, 4)(images())
+    with pytest.raises(UserError, match=r"discriminator\.layers: 4 layers"):
+        PatchDiscriminator(8, 4).initialize(images())
     assert PatchDiscriminator(8, 3)(images()).shape == (2, 1, 2, 2), "and 3 work"

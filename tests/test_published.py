@@ -61,7 +61,7 @@ def test_computes_what_the_published_networks_do(architecture: str, tmp_path: Pa
         mean, log_variance = features.double().movedim(1, -1).chunk(2, dim=-1)
         assert (log_variance > 0.1).any(), "the published score does not bound variances: some must be above the prior's"
         posterior, prior = Normal(mean, (log_variance / 2).exp()), Normal(torch.zeros(()).double(), 1.0)
-        codebook = prior.icdf(SobolEngine(4, scramble=True, seed=42).draw(CODEBOOK, dtype=torch.float64)).float()
+        codebook = prior.icdf(SobolEngine(4, scramble=True, seed=42).draw(CODEBOOK, dtype=torch.float32).double()).float()
         tokens = tokenizer.encode(images)
         for group in range(2):
             channels = slice(group, None, 2)
@@ -76,6 +76,27 @@ def test_computes_what_the_published_networks_do(architecture: str, tmp_path: Pa
     assert imported.fingerprint == tokenizer.fingerprint
     assert torch.equal(imported.encode(images), tokens)
     assert torch.equal(imported.decode(tokens), tokenizer.decode(tokens))
+
+
+@pytest.mark.parametrize("architecture", ["unet", "vit"])
+def test_what_aligned_a_training_with_a_foundation_model_is_left_out(
+    architecture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Names as a training with `use_vf` has them: the model itself, and a layer between its features and the latents."""
+    extra = {
+        "foundation_model.model.cls_token": torch.zeros(1, 1, 24),
+        "foundation_model.model.patch_embed.proj.weight": torch.zeros(24, 3, 14, 14),
+        "foundation_model.model.blocks.0.attn.qkv.bias": torch.full((72,), torch.nan),
+        "linear_proj.weight": torch.zeros(24, LATENTS, 1, 1),
+    }
+    expected = import_checkpoint(write(tmp_path, architecture)[0], architecture, BITS, CODEBOOK, tmp_path / "sizes.yaml")  # type: ignore[arg-type]
+    assert not caplog.messages
+    checkpoint, config = write(tmp_path, architecture, lambda state: state.update(extra))
+    imported = import_checkpoint(checkpoint, architecture, BITS, CODEBOOK, config)  # type: ignore[arg-type]
+    assert imported.fingerprint == expected.fingerprint
+    (message,) = caplog.messages
+    assert str(checkpoint) in message
+    assert "foundation_model.* (3) and linear_proj.* (1)" in message
 
 
 def test_names_at_the_papers_sizes() -> None:
@@ -184,6 +205,8 @@ def grow(state: State) -> None:
         ("vit", lambda state: state.update({"encoder.extra": torch.zeros(2)}), ["encoder.extra", "(2,)", "left over"]),
         ("vit", lambda state: state.update({"regularization.codebook": torch.zeros(2)}), ["regularization.codebook", "Gaussian"]),
         ("vit", lambda state: state.update({"model_ema.decay": torch.zeros(())}), ["model_ema.decay"]),
+        ("vit", lambda state: state.update({"linear_projection.bias": torch.zeros(2)}), ["linear_projection.bias", "Gaussian"]),
+        ("unet", lambda state: state.update({"foundation_model_2.x": torch.zeros(2)}), ["foundation_model_2.x", "Gaussian"]),
         ("vit", nan, ["encoder.conv1.weight", "our encoder.linear_in.weight", "not finite"]),
         ("vit", lambda state: state.update({"encoder.ln_pre.bias": torch.zeros(48, dtype=torch.int64)}), ["encoder.ln_pre.bias", "int64"]),
         ("vit", lambda state: state.update({"encoder.ln_pre.bias": "text"}), ["encoder.ln_pre.bias", "str"]),

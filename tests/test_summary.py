@@ -101,7 +101,7 @@ def test_unet_layer_by_layer() -> None:
         backbone.decode(torch.zeros(1, 16, 8, 8))
     with torch.device("meta"):
         again = UNet(32, 16, 64, channels=32, multipliers=[1, 2, 2, 2], blocks=1, attention_resolutions=[8, 16], norm_groups=8)
-        summary = summarize(ImageTokenizer(again, GaussianQuantizer()), 64)
+        summary = summarize(ImageTokenizer(again, GaussianQuantizer(latent_channels=16)), 64)
     assert (summary.encode_flops, summary.decode_flops) == (encode, flops)
 
 

@@ -1,11 +1,14 @@
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from small import small_tokenizer
+from torch.quasirandom import SobolEngine
 
 from gq_lightning import ImageTokenizer, UserError
+from gq_lightning.cli import main
 from gq_lightning.quantizers import GaussianQuantizer
 from gq_lightning.windows import see_in_windows
 
@@ -118,6 +121,28 @@ def test_a_changed_recipe_is_refused(saved: Path, field: str, value: object) -> 
     with pytest.raises(UserError, match=r"codebook|layout|colour|json") as caught:
         ImageTokenizer.from_pretrained(saved)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sobol_folder_of_an_earlier_version_is_refused_and_its_checkpoint_converts_again(tmp_path: Path) -> None:
+    """Earlier versions drew Sobol points in float64: tokens of theirs mean other codewords."""
+    tokenizer = small_tokenizer("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256, codebook="sobol"))
+    state = tokenizer.state_dict()
+    ours = state["quantizer.codebook_fingerprint"].clone()
+    codewords = torch.special.ndtri(SobolEngine(2, scramble=True, seed=42).draw(256, dtype=torch.float64)).float()
+    digest = hashlib.sha256(b"(256, 2)" + codewords.numpy().astype("<f4").tobytes()).digest()
+    tokenizer.quantizer.codebook_fingerprint = torch.tensor(list(digest), dtype=torch.uint8)
+    assert not torch.equal(tokenizer.quantizer.codebook_fingerprint, ours)
+    tokenizer.save_pretrained(tmp_path / "old")
+    with pytest.raises(UserError, match=r"old/config\.json: .*drew Sobol points in float64.*convert or import the VAE again"):
+        ImageTokenizer.from_pretrained(tmp_path / "old")
+    torch.save({"tokenizer": tokenizer.description(), "state_dict": tokenizer.state_dict()}, tmp_path / "last.ckpt")
+    resumed = small_tokenizer("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256, codebook="sobol"))
+    with pytest.raises(UserError, match="drew Sobol points in float64"):
+        resumed.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    assert main(["convert", str(tmp_path / "last.ckpt"), "--out", str(tmp_path / "new")]) == 0
+    again = ImageTokenizer.from_pretrained(tmp_path / "new")
+    assert torch.equal(again.quantizer.codebook_fingerprint, ours)
+    assert torch.equal(again.backbone.last_layer, tokenizer.backbone.last_layer)
 
 
 def test_a_class_from_elsewhere_is_not_imported(saved: Path) -> None:

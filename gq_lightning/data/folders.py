@@ -22,8 +22,8 @@ class ImageNet(ImageDataModule):
 
     Args:
         root: folder with the folders train and val.
-        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off) or
-            `plain` (a square after the shorter side is resized).
+        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
+            `plain` (a square after the shorter side is resized) or `center` (as in evaluation: the published training).
         scale: share of the area that a resized or fast crop covers, lower and upper bound.
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.
@@ -75,8 +75,8 @@ class ImageFolder(ImageDataModule):
         root: the folder.
         validation_root: another folder, all of whose pictures are evaluated; null takes a share of root.
         validation_share: that share, between 0 and 1.
-        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off) or
-            `plain` (a square after the shorter side is resized).
+        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
+            `plain` (a square after the shorter side is resized) or `center` (as in evaluation: the published training).
         scale: share of the area that a resized or fast crop covers, lower and upper bound.
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.

@@ -17,6 +17,11 @@ from torchvision.transforms.v2 import functional as transforms
 
 from gq_lightning.errors import UserError
 
+# The published preparation of a picture (https://arxiv.org/abs/2512.06609), which is the default of torchvision's Resize on Pillow's
+# pictures. Evaluation and training resize by it. Bicubic and a rounded longer side move PSNR by half a decibel.
+RESAMPLING = Image.Resampling.BILINEAR
+INTERPOLATION = f"{RESAMPLING.name.lower()}, antialiased (Pillow), longer side truncated"
+
 
 class BrokenImage(UserError):
     """A file that cannot be read as a picture; the message names the file and the reason."""
@@ -112,17 +117,17 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def resize_shorter(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with a shorter side of `size` pixels, aspect ratio kept (rounded): bicubic, antialiased, by Pillow.
+    """The picture with a shorter side of `size` pixels and the longer side in proportion, truncated: `INTERPOLATION` in words.
 
     Raises:
         BrokenImage: so long and thin that it would have more pixels than Pillow decodes.
     """
     width, height = picture.size
     shorter = min(width, height)
-    target = (round(width * size / shorter), round(height * size / shorter))
+    target = (width * size // shorter, height * size // shorter)
     if Image.MAX_IMAGE_PIXELS and target[0] * target[1] > 2 * Image.MAX_IMAGE_PIXELS:
         raise BrokenImage(f"too long and thin to be a picture: {width} x {height} pixels would become {target[0]} x {target[1]}")
-    return picture if target == picture.size else picture.resize(target, Image.Resampling.BICUBIC)
+    return picture if target == picture.size else picture.resize(target, RESAMPLING)
 
 
 def center_crop(picture: Image.Image, size: int) -> Image.Image:

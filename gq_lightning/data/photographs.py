@@ -31,7 +31,7 @@ class Photographs(ImageDataModule):
     """21 photographs, colour and grey, that are installed with scikit-image and scikit-learn.
 
     Held out: a cat, a rocket and a temple (chelsea, rocket, china), shorter side resized to 256 pixels, or to image_size if that
-    is larger, and cut into a grid of squares from the upper left: 72 squares of 64 pixels. Training: random crops of the
+    is larger, and cut into a grid of squares from the upper left: 64 squares of 64 pixels. Training: random crops of the
     other 18, at up to three scales each. What else the two packages hold is no photograph, and has statistics of its
     own: the logo, the phantom, the chessboards, the colour wheel, the horse's silhouette, the disparity map, the tiny
     animations; microaneurysms.png is 102 pixels wide and a part of retina.jpg.

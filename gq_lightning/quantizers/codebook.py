@@ -23,9 +23,9 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
 
     Args:
         generator: `iid` draws independent normals (the paper). `sobol` maps the first `size` points of a scrambled Sobol
-            sequence through the inverse normal distribution function (the published models, with seed 42). `quantile` divides
-            N(0, 1) into `size` bins of equal probability and takes the median of each, in ascending order; one dimension, and
-            nothing random, so the seed does not matter.
+            sequence, drawn in float32, through the inverse normal distribution function (the published models, with seed 42).
+            `quantile` divides N(0, 1) into `size` bins of equal probability and takes the median of each, in ascending order; one
+            dimension, and nothing random, so the seed does not matter.
         size: K, number of codewords.
         dimensions: m, values per codeword.
         seed: of the generator.
@@ -41,17 +41,27 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
     if generator == "sobol":
         if dimensions > SobolEngine.MAXDIM:
             raise UserError(f"codebook: sobol gives at most {SobolEngine.MAXDIM} dimensions, not {dimensions}; use iid")
-        with torch.device("cpu"):
-            uniform = SobolEngine(dimensions, scramble=True, seed=seed).draw(size, dtype=torch.float64)
-        # the sequence has 30 bits, so 0 itself may occur, whose quantile is infinite
-        half_step = 2.0**-31
-        return torch.special.ndtri(uniform.clamp(half_step, 1 - half_step)).float()
+        return _sobol(size, dimensions, seed)
     if generator == "quantile":
         if dimensions != 1:
             raise UserError(f"codebook: quantile has groups of 1 dimension, not {dimensions}; use iid, or one token per latent channel")
         centres = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) / size
         return torch.special.ndtri(centres).float().unsqueeze(1)
     raise UserError(f"codebook: {generator!r} is none of 'iid', 'sobol' and 'quantile'")
+
+
+def _sobol(size: int, dimensions: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    with torch.device("cpu"):
+        uniform = SobolEngine(dimensions, scramble=True, seed=seed).draw(size, dtype=dtype).double()
+    # Points are multiples of 2^-30, rounded to float32: 0 and 1 may occur, whose quantiles are infinite. The bounds move no other point,
+    # and the published codebooks have neither.
+    half_step = 2.0**-31
+    return torch.special.ndtri(uniform.clamp(half_step, 1 - half_step)).float()
+
+
+def fingerprint_of_float64_points(size: int, dimensions: int, seed: int) -> bytes:
+    """The fingerprint of the `sobol` codebook of this recipe as earlier versions drew it."""
+    return fingerprint(_sobol(size, dimensions, seed, torch.float64))
 
 
 def fingerprint(codebook: Tensor) -> bytes:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
-from gq_lightning.quantizers.codebook import Generator, fingerprint, gaussian_codebook
+from gq_lightning.quantizers.codebook import Generator, fingerprint, fingerprint_of_float64_points, gaussian_codebook
 from gq_lightning.quantizers.exact import exact_posterior
 from gq_lightning.quantizers.search import best_codewords
 from gq_lightning.quantizers.tdc import TargetDivergence, Variant
@@ -156,6 +156,13 @@ class GaussianQuantizer(Quantizer):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         saved = state_dict.get(prefix + "codebook_fingerprint")
         if saved is not None and not torch.equal(saved.cpu(), self.codebook_fingerprint.cpu()):
+            if self.init_args.get("codebook") == "sobol":
+                earlier = fingerprint_of_float64_points(self.codebook_size, self.group_size, self.init_args["seed"])
+                if bytes(saved.tolist()) == earlier:
+                    raise UserError(
+                        f"these weights belong to the {self.recipe} of an earlier version, which drew Sobol points in float64, where the "
+                        "published models draw them in float32: convert or import the VAE again"
+                    )
             ours, theirs = (bytes(value.tolist()).hex()[:16] for value in (self.codebook_fingerprint, saved))
             raise UserError(
                 f"these weights belong to another codebook, of SHA-256 {theirs}…; the configured one, {self.recipe}, is {ours}…: restore it"

@@ -169,7 +169,7 @@ def whole(folder: Path) -> dict[str, Image.Image]:
     return {path.name: picture for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("crop", ["resized", "fast", "plain"])
+@pytest.mark.parametrize("crop", ["resized", "fast", "plain", "center"])
 def test_what_is_odd_is_read(crop: str, tmp_path: Path) -> None:
     names = whole(tmp_path)
     data = ImageFolder(str(tmp_path), str(tmp_path), image_size=32, batch_size=len(names), workers=0, crop=crop, max_broken=0.0)  # type: ignore[arg-type]

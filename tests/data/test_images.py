@@ -159,7 +159,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "expected"), [(640, 427, (384, 256)), (427, 640, (256, 384)), (100, 50, (512, 256)), (9, 9, (256, 256))]
+    ("width", "height", "expected"), [(640, 427, (383, 256)), (427, 640, (256, 383)), (100, 50, (512, 256)), (9, 9, (256, 256))]
 )
 def test_resize_shorter(width: int, height: int, expected: tuple[int, int]) -> None:
     assert resize_shorter(Image.new("RGB", (width, height)), 256).size == expected

@@ -162,7 +162,7 @@ def test_protocol_names_no_machine(imagenet: Callable[..., ImageNet], tmp_path: 
     protocol = data.protocol()
     assert str(tmp_path) not in str(protocol)
     assert protocol["data"] == "ImageNet" and protocol["split"] == "val" and protocol["images"] == 11
-    assert protocol["crop"] == "centre 16 x 16" and "bicubic" in protocol["interpolation"] and protocol["value_range"] == [-1, 1]
+    assert protocol["crop"] == "centre 16 x 16" and "bilinear" in protocol["interpolation"] and protocol["value_range"] == [-1, 1]
     moved = tmp_path / "moved"
     fill(moved, 11)
     same = ImageFolder(str(moved), validation_root=str(moved)).protocol()

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from torch.quasirandom import SobolEngine
 
 from gq_lightning import UserError
-from gq_lightning.quantizers.codebook import fingerprint, gaussian_codebook
+from gq_lightning.quantizers.codebook import fingerprint, fingerprint_of_float64_points, gaussian_codebook
 
 
 @pytest.mark.parametrize("generator", ["iid", "sobol"])
@@ -56,16 +57,54 @@ def test_quantiles_are_the_medians_of_equally_probable_bins(size: int) -> None:
     np.testing.assert_allclose((scipy.stats.norm.cdf(values) - scipy.stats.norm.cdf(edges[:-1])) * size, 0.5, atol=size * 1e-7)
 
 
+PUBLISHED = {
+    (2**10, 1): "6559cd65304f6f4a9c5a3f78e4b374f768e544c2a5923637d140c056afc4be13",
+    (2**10, 4): "660e7157d848563d7d4a63c943157169950f4cb7975369f49f1169eb93902d94",
+    (2**14, 8): "03337fa234aa35e02fa5acb371f357f138123a5296b7d3122aad051820210d4b",
+    (2**16, 16): "effbb50723ff7d93c536130bc3b48657d8e3bd8a7458dfe4882910c843eb95c8",
+}
+
+
+@pytest.mark.parametrize(("size", "dimensions"), PUBLISHED)
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_sobol_is_the_published_codebook(size: int, dimensions: int, default: torch.dtype) -> None:
+    """By its values' hash, whatever torch's default type of floats is."""
+    torch.set_default_dtype(default)
+    try:
+        codebook = gaussian_codebook("sobol", size, dimensions, 42)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert hashlib.sha256(codebook.numpy().astype("<f4").tobytes()).hexdigest() == PUBLISHED[size, dimensions]
+    points = SobolEngine(dimensions, scramble=True, seed=42).draw(size, dtype=torch.float32).numpy().astype(np.float64)
+    np.testing.assert_array_max_ulp(codebook.numpy(), scipy.stats.norm.ppf(points).astype(np.float32), 1)
+
+
+def test_points_at_the_ends_stay_finite_and_move_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.tensor([[0.0], [2.0**-30], [0.25], [1 - 2.0**-24], [1.0]])
+    monkeypatch.setattr(SobolEngine, "draw", lambda *_, **__: points)
+    codebook = gaussian_codebook("sobol", 5, 1, 0)[:, 0]
+    assert codebook.isfinite().all()
+    assert (codebook.diff() > 0).all()
+    inner = scipy.stats.norm.ppf(points[1:-1, 0].double().numpy())
+    np.testing.assert_allclose(codebook[1:-1].numpy(), inner, rtol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("generator", "expected"),
     [
         ("iid", "1862d2baf3d2e9997c2c2009c5974b124f806940597936b1638971d06657dca7"),
-        ("sobol", "f15fcee5314f37d85afb96292bea1ea5fec68492a3a222dd1b2a55d21947fc2d"),
+        ("sobol", "a5a9cf6774fc4f2d64eb5eeb77e9f74972df5b3a77549391f33deb6dbdd54f2a"),
     ],
 )
 def test_generators_are_frozen(generator: str, expected: str) -> None:
     """Tokens written today must mean the same in ten years: a failure here is a change of every tokenizer, not of a test."""
     assert fingerprint(gaussian_codebook(generator, 65536, 16, 42)).hex() == expected  # type: ignore[arg-type]
+
+
+def test_earlier_sobol_codebooks_are_known_by_their_fingerprint() -> None:
+    """The frozen fingerprint of versions that drew the points in float64."""
+    expected = "f15fcee5314f37d85afb96292bea1ea5fec68492a3a222dd1b2a55d21947fc2d"
+    assert fingerprint_of_float64_points(65536, 16, 42).hex() == expected
 
 
 def test_fingerprint_is_the_hash_of_the_values() -> None:

@@ -1,9 +1,12 @@
 import copy
+import hashlib
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
+from torch.quasirandom import SobolEngine
 
 from gq_lightning import UserError
 from gq_lightning.construction import build, describe
@@ -21,7 +24,7 @@ def features(*shape: int, channels: int = 16, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("bits", "tokens", "group"), [(16, 1, 16), (32, 2, 8), (64, 4, 4)])
 def test_geometry_follows_from_the_rate(bits: int, tokens: int, group: int, layout: str) -> None:
-    quantizer = GaussianQuantizer(bits_per_position=bits, layout=layout)  # type: ignore[arg-type]
+    quantizer = GaussianQuantizer(bits_per_position=bits, latent_channels=16, layout=layout)  # type: ignore[arg-type]
     assert (quantizer.tokens_per_position, quantizer.group_size, quantizer.bits_per_position) == (tokens, group, bits)
     assert (quantizer.encoder_channels, quantizer.latent_channels, quantizer.codebook_size) == (32, 16, 65536)
     x = features(2, 3)
@@ -68,7 +71,7 @@ def test_tokens_are_the_best_codewords_one_by_one(prior_weight: float) -> None:
 
 
 def test_penalty_is_the_divergence_per_image() -> None:
-    quantizer = GaussianQuantizer(32, codebook_size=65536, penalty_weight=0.25, initial_log_variance=0.0)
+    quantizer = GaussianQuantizer(32, latent_channels=16, penalty_weight=0.25, initial_log_variance=0.0)
     x = features(3, 5, 5)
     result = quantizer(x)
     mean, std = x[..., :16], (x[..., 16:] / 2).exp()
@@ -78,7 +81,7 @@ def test_penalty_is_the_divergence_per_image() -> None:
 
 
 def test_forward_samples_the_posterior_in_train_and_eval_alike() -> None:
-    quantizer = GaussianQuantizer(16, initial_log_variance=0.0)
+    quantizer = GaussianQuantizer(16, latent_channels=16, initial_log_variance=0.0)
     x = features(1).expand(20_000, 32)
     for mode in (True, False):
         latents = quantizer.train(mode)(x).latents
@@ -87,7 +90,7 @@ def test_forward_samples_the_posterior_in_train_and_eval_alike() -> None:
 
 
 def test_gradients_reach_means_and_variances() -> None:
-    quantizer = GaussianQuantizer(16)
+    quantizer = GaussianQuantizer(16, latent_channels=16)
     x = features(4).requires_grad_()
     result = quantizer(x)
     (result.latents.square().sum() + result.penalty).backward()
@@ -96,7 +99,7 @@ def test_gradients_reach_means_and_variances() -> None:
 
 
 def test_half_precision_features_are_taken_in_float32() -> None:
-    quantizer = GaussianQuantizer(16, codebook_size=65536)
+    quantizer = GaussianQuantizer(16, latent_channels=16)
     x = features(64).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result, tokens = quantizer(x), quantizer.tokenize(x)
@@ -105,14 +108,14 @@ def test_half_precision_features_are_taken_in_float32() -> None:
 
 
 def test_codebook_stays_float32_under_conversion() -> None:
-    quantizer = GaussianQuantizer(16)
-    assert torch.equal(quantizer.to(torch.bfloat16).codewords, GaussianQuantizer(16).codewords)
+    quantizer = GaussianQuantizer(16, latent_channels=16)
+    assert torch.equal(quantizer.to(torch.bfloat16).codewords, GaussianQuantizer(16, latent_channels=16).codewords)
 
 
 def test_wide_posteriors_are_guarded() -> None:
     x = torch.zeros(1, 32)
     x[:, 16:] = 3.0  # variance 20: the codebook knows nothing there, and the mean is 0
-    guarded, published = GaussianQuantizer(16), GaussianQuantizer(16, clamp_variance=False)
+    guarded, published = GaussianQuantizer(16, latent_channels=16), GaussianQuantizer(16, latent_channels=16, clamp_variance=False)
     longest = guarded.codewords.square().sum(1).argmax()
     assert published.tokenize(x).item() == longest
     assert guarded.tokenize(x).item() != longest
@@ -126,6 +129,12 @@ def test_a_posterior_begins_near_its_target() -> None:
     assert shifted(x).diagnostics["bits"].item() == pytest.approx(3 * (math.exp(-8) + 7) / (2 * math.log(2)))
     given = features(5, 4, channels=3)
     assert torch.equal(shifted.tokenize(given), plain.tokenize(given + torch.tensor([0.0, 0, 0, -8, -8, -8])))
+
+
+@pytest.mark.parametrize(("bits", "size", "width"), [(16, 65536, 8), (64, 65536, 32), (16, 256, 8), (4, 2, 4), (30, 1000, 15)])
+def test_width_where_none_is_given(bits: int, size: int, width: int) -> None:
+    quantizer = GaussianQuantizer(bits, codebook_size=size)
+    assert quantizer.latent_channels == quantizer.init_args["latent_channels"] == width
 
 
 @pytest.mark.parametrize(("bits", "channels", "start"), [(16, 16, -1.386294), (16, 8, -2.772589), (64, 16, -5.545177)])
@@ -150,6 +159,21 @@ def test_state_carries_the_codebooks_fingerprint() -> None:
         GaussianQuantizer(8, latent_channels=2, codebook_size=256, seed=2).load_state_dict(state)
 
 
+def test_a_sobol_codebook_of_float64_points_is_refused_with_the_reason() -> None:
+    """What versions saved that drew the points in float64."""
+    arguments: dict[str, Any] = {"bits_per_position": 16, "latent_channels": 4, "codebook_size": 256, "codebook": "sobol"}
+    points = SobolEngine(2, scramble=True, seed=42).draw(256, dtype=torch.float64)
+    earlier = torch.special.ndtri(points).float().numpy().astype("<f4")
+    digest = hashlib.sha256(repr(earlier.shape).encode() + earlier.tobytes()).digest()
+    quantizer = GaussianQuantizer(**arguments)
+    state = quantizer.state_dict() | {"codebook_fingerprint": torch.tensor(list(digest), dtype=torch.uint8)}
+    with pytest.raises(UserError, match=r"drew Sobol points in float64.*convert or import the VAE again"):
+        quantizer.load_state_dict(state)
+    for other in ({"seed": 1}, {"codebook": "iid"}):
+        with pytest.raises(UserError, match="another codebook"):
+            GaussianQuantizer(**arguments | other).load_state_dict(state)
+
+
 def test_describes_and_rebuilds_itself() -> None:
     quantizer = GaussianQuantizer(32, latent_channels=8, codebook_size=256, codebook="sobol", prior_weight=0.5, layout="strided")
     description = describe(quantizer)
@@ -166,7 +190,7 @@ def test_describes_and_rebuilds_itself() -> None:
     [
         ({"bits_per_position": 17}, "bits_per_position"),
         ({"bits_per_position": 16, "codebook_size": 32768}, "bits_per_position"),
-        ({"bits_per_position": 48}, "latent_channels"),
+        ({"bits_per_position": 48, "latent_channels": 16}, "latent_channels"),
         ({"codebook_size": 1}, "codebook_size"),
         ({"layout": "zigzag"}, "layout"),
         ({"codebook": "uniform"}, "codebook"),
