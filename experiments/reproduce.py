@@ -196,11 +196,11 @@ def experiment(options: argparse.Namespace) -> int:
     try:
         run(progress, Runner(results, data), console)
     except KeyboardInterrupt:
-        console.print("stopped; the same call goes on where this one was, and --show draws what there is")
+        console.print("stopped; the same call goes on where this one was, and --show draws what there is", soft_wrap=True)
         return INTERRUPTED
     show(spec, every, results, call)
     for name, failure in progress.failures.items():
-        console.print(f"failed: {name}: {failure}", style="red", highlight=False)
+        console.print(f"failed: {name}: {failure}", style="red", highlight=False, markup=False, soft_wrap=True)
     if "next" in spec and not progress.failures:
         console.print(f"\n{spec['next']}", highlight=False, soft_wrap=True)
     return 1 if progress.failures else 0

@@ -74,7 +74,8 @@ def contests(plot: Plot, planned: Iterable[Arm], ours: list[Point], theirs: list
     """By what the figure and the table call them: the best of the method, the series as published, and the published numbers."""
     expected = {arm.values[plot["series"]] for arm in planned}
     methods, baselines = ([series for series in plot[kind] if series in expected] for kind in ("method", "baselines"))
-    found = {f"best of {', '.join(label(plot, series) for series in methods)}": Contest(plot, ours, methods, baselines)}
+    names = ", ".join(label(plot, series) for series in methods)
+    found = {f"best of {names}" if len(methods) > 1 else names: Contest(plot, ours, methods, baselines)}
     if (one := plot.get("as_published")) in methods and len(methods) > 1:
         found[f"{label(plot, one)} alone"] = Contest(plot, ours, [one], baselines)
     there = {point.series for point in theirs}
@@ -92,7 +93,7 @@ def markdown(plot: Plot, planned: list[Arm], measured: list[dict[str, Any]], our
     there = [content["arm"] for content in measured]
     if missing := [arm.name for arm in planned if arm.values not in there]:
         parts.append(f"{len(missing)} of {len(planned)} arms are missing: {', '.join(missing)}.\n")
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
 
 
 def _wins(plot: Plot, several: dict[str, Contest], comparisons: int) -> str:
