@@ -34,7 +34,7 @@ def histogram(tokenizer: ImageTokenizer, folder: Path) -> dict[str, Any]:
     data = ImageFolder(str(folder), str(folder), image_size=tokenizer.window or 256, evaluation_batch_size=32, workers=0)
     counts = torch.zeros(0, dtype=torch.int64)
     for images in data.test_dataloader():
-        bits = tokenizer.quantizer(tokenizer.backbone.encode(images).movedim(1, -1)).diagnostics["bits"]
+        bits = tokenizer.reconstruct(images).bits
         more = torch.bincount((bits.flatten() / WIDTH).long(), minlength=len(counts))
         more[: len(counts)] += counts
         counts = more

@@ -9,14 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small import CONFIGS, run_ranks, small_tokenizer
+from small import CONFIGS, run_ranks, small_training
 from torch.utils.data import DataLoader
 
 from gq_lightning import ImageTokenizer, UserError
-from gq_lightning.adversary import Adversary
-from gq_lightning.cli import main
-from gq_lightning.discriminator import ActNorm, PatchDiscriminator
+from gq_lightning.cli.training import main
+from gq_lightning.losses.adversary import Adversary
+from gq_lightning.losses.discriminator import ActNorm, PatchDiscriminator
 from gq_lightning.quantizers import FiniteScalarQuantizer
+from gq_lightning.training.module import TokenizerTraining
 
 
 def adversary(**arguments: Any) -> Adversary:
@@ -100,16 +101,16 @@ def test_real_images_alone_set_actnorm(first: str) -> None:
 
 def test_training_sets_actnorm_by_the_real_images_of_its_first_batch(tmp_path: Path) -> None:
     """Here the generator is the first to see the discriminator, which hardly learns."""
-    tokenizer = small_tokenizer("vit", adversary=adversary(start=0, warmup=0, learning_rate=1e-12))
-    expected = published_actnorm(tokenizer.adversary.discriminator, images(12)[:2])  # type: ignore[union-attr]
-    fit(tmp_path, 3, tokenizer)
-    torch.testing.assert_close(actnorm(tokenizer.adversary.discriminator), expected)  # type: ignore[union-attr]
+    training = small_training("vit", adversary=adversary(start=0, warmup=0, learning_rate=1e-12))
+    expected = published_actnorm(training.adversary.discriminator, images(12)[:2])  # type: ignore[union-attr]
+    fit(tmp_path, 3, training)
+    torch.testing.assert_close(actnorm(training.adversary.discriminator), expected)  # type: ignore[union-attr]
 
 
 def test_both_networks_have_the_published_betas() -> None:
-    tokenizer = small_tokenizer("vit", adversary=adversary())
-    tokenizer.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, max_steps=1, enable_progress_bar=False)
-    optimizers = [entry["optimizer"] for entry in tokenizer.configure_optimizers()]
+    training = small_training("vit", adversary=adversary())
+    training.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, max_steps=1, enable_progress_bar=False)
+    optimizers = [entry["optimizer"] for entry in training.configure_optimizers()]
     assert [group["betas"] for optimizer in optimizers for group in optimizer.param_groups] == [(0.9, 0.999)] * sum(
         len(optimizer.param_groups) for optimizer in optimizers
     )
@@ -122,7 +123,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(UserError, match="weight 0"):
         adversary(weight=0.0)
     with pytest.raises(UserError, match="accumulate: 0"):
-        small_tokenizer("vit", accumulate=0)
+        small_training("vit", accumulate=0)
 
 
 class Watch(pl.Callback):
@@ -139,7 +140,7 @@ class Watch(pl.Callback):
 def fit(
     folder: Path,
     steps: int,
-    tokenizer: ImageTokenizer,
+    training: TokenizerTraining,
     *callbacks: pl.Callback,
     batch_size: int = 2,
     resume: Path | None = None,
@@ -152,16 +153,16 @@ def fit(
         accelerator="cpu", devices=1, max_steps=steps, callbacks=[keep, *callbacks], log_every_n_steps=1, **quiet, **settings
     )
     loader = DataLoader(images(12), batch_size=batch_size)  # type: ignore[arg-type]
-    trainer.fit(tokenizer, loader, loader, ckpt_path=resume, weights_only=True)
+    trainer.fit(training, loader, loader, ckpt_path=resume, weights_only=True)
     return trainer
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("backbone", ["vit", "unet"])
 def test_a_run_across_the_start(backbone: str, precision: Any, tmp_path: Path) -> None:
-    tokenizer = small_tokenizer(backbone, adversary=adversary(start=3, warmup=2), learning_rate=1e-3, gradient_clip=100.0)
+    training = small_training(backbone, adversary=adversary(start=3, warmup=2), learning_rate=1e-3, gradient_clip=100.0)
     watch = Watch()
-    trainer = fit(tmp_path, 8, tokenizer, watch, precision=precision)
+    trainer = fit(tmp_path, 8, training, watch, precision=precision)
     assert trainer.global_step == watch.batches == 8, "a step is a batch, however many optimizers"
     before = next(adversary().parameters())
     changed = [not torch.equal(after, previous) for previous, after in zip([before, *watch.judge], watch.judge, strict=False)]
@@ -172,48 +173,47 @@ def test_a_run_across_the_start(backbone: str, precision: Any, tmp_path: Path) -
     assert checkpoint["global_step"] == 8
     assert any(name.startswith("adversary.discriminator.") for name in checkpoint["state_dict"])
     assert [state["last_epoch"] for state in checkpoint["lr_schedulers"]] == [8, 5]
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    training.tokenizer.save_pretrained(tmp_path / "tokenizer")
     exported = ImageTokenizer.from_pretrained(tmp_path / "tokenizer")
-    assert exported.adversary is None
     assert not [name for name in exported.state_dict() if "adversary" in name]
-    assert torch.equal(exported.encode(images(2)), tokenizer.eval().encode(images(2)))
+    assert torch.equal(exported.encode(images(2)), training.tokenizer.eval().encode(images(2)))
 
 
 def test_nothing_is_computed_before_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = small_tokenizer("vit", adversary=adversary(start=4))
+    training = small_training("vit", adversary=adversary(start=4))
     monkeypatch.setattr(PatchDiscriminator, "forward", lambda *_: pytest.fail("the discriminator worked before its start"))
-    assert fit(tmp_path, 4, tokenizer).global_step == 4
+    assert fit(tmp_path, 4, training).global_step == 4
 
 
 def test_resuming_in_the_middle(tmp_path: Path) -> None:
     """Twelve steps at once, or six and six more with everything restored: the same generator and the same discriminator."""
 
-    def tokenizer() -> ImageTokenizer:
+    def training() -> TokenizerTraining:
         torch.manual_seed(0)
         quantizer = FiniteScalarQuantizer(16)  # it draws no noise
-        return small_tokenizer("vit", quantizer, adversary=adversary(start=1, warmup=1), learning_rate=1e-3, warmup_steps=8)
+        return small_training("vit", quantizer, adversary=adversary(start=1, warmup=1), learning_rate=1e-3, warmup_steps=8)
 
-    whole = tokenizer()
+    whole = training()
     fit(tmp_path / "whole", 12, whole)
     # an epoch has six batches: this one is cut off at its end, while the learning rate still rises
-    fit(tmp_path / "parts", 12, first := tokenizer(), limit_train_batches=6, max_epochs=1)
-    assert not torch.equal(first.backbone.last_layer, whole.backbone.last_layer)
-    resumed = tokenizer()
+    fit(tmp_path / "parts", 12, first := training(), limit_train_batches=6, max_epochs=1)
+    assert not torch.equal(first.tokenizer.backbone.last_layer, whole.tokenizer.backbone.last_layer)
+    resumed = training()
     assert fit(tmp_path / "parts", 12, resumed, resume=tmp_path / "parts/last.ckpt").global_step == 12
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 def test_accumulated_batches_make_the_step_of_the_whole(tmp_path: Path) -> None:
-    def trained(batch_size: int, accumulate: int) -> ImageTokenizer:
+    def trained(batch_size: int, accumulate: int) -> TokenizerTraining:
         torch.manual_seed(0)
-        tokenizer = small_tokenizer("vit", FiniteScalarQuantizer(16), accumulate=accumulate, learning_rate=1e-3)
-        trainer = fit(tmp_path / str(accumulate), 3, tokenizer, batch_size=batch_size)
+        training = small_training("vit", FiniteScalarQuantizer(16), accumulate=accumulate, learning_rate=1e-3)
+        trainer = fit(tmp_path / str(accumulate), 3, training, batch_size=batch_size)
         assert trainer.global_step == 3
-        return tokenizer
+        return training
 
     whole, parts = trained(4, 1), trained(2, 2)
-    torch.testing.assert_close(whole.backbone.last_layer, parts.backbone.last_layer, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(whole.tokenizer.backbone.last_layer, parts.tokenizer.backbone.last_layer, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_two_ranks(tmp_path: Path) -> None:
         *(f"--runs={tmp_path}", "--name=two", "--threads=1"),
     ]
     first, second = run_ranks(tmp_path, arguments, "two")
-    assert {"adversary.discriminator.network.0.weight", "backbone.encoder.linear_in.weight"} <= first.keys()
+    assert {"adversary.discriminator.network.0.weight", "tokenizer.backbone.encoder.linear_in.weight"} <= first.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
     assert json.loads((tmp_path / "two/metrics.json").read_text())["steps"] == 6

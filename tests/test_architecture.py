@@ -7,41 +7,32 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gq_lightning"
 LEAVES = {"errors", "construction", "distributed", "files"}
-# module or package -> what of gq_lightning it may import, beside itself and the leaves
+# room -> what of gq_lightning it may import, beside itself and the leaves
 ALLOWED = {
     "errors": set(),
     "construction": set(),
     "distributed": set(),
     "files": set(),
     "theory": set(),
-    "windows": set(),
-    "optimization": set(),
     "weights": set(),
-    "hub": set(),
     "data": set(),
     "backbones": set(),
     "quantizers": {"theory"},
-    "perceptual": {"weights"},
-    "losses": {"perceptual"},
-    "discriminator": set(),
-    "adversary": {"discriminator"},
-    "pretrained": {"backbones.base", "hub", "quantizers.base"},
-    "metrics": {"perceptual", "weights", "theory"},
     # contracts only: never a concrete backbone or quantizer
-    "tokenizer": {"adversary", "backbones.base", "quantizers.base", "losses", "metrics", "optimization", "pretrained", "report", "windows"},
-    "report": set(),
-    "token_file": set(),
-    "codec": {"data", "token_file"},
-    "evaluation": {"data", "tokenizer"},
-    # an importer, and so it names what it makes
-    "published": {"backbones", "quantizers", "tokenizer"},
-    "callbacks": {"data", "evaluation", "quantizers.base", "quantizers.tdc", "report", "token_file", "tokenizer"},
-    "commands": {"callbacks", "codec", "data", "evaluation", "pretrained", "published", "quantizers", "report", "tokenizer", "weights"},
-    "summary": {"theory", "tokenizer"},
-    "cli": {"callbacks", "commands", "data", "summary", "tokenizer"},
+    "tokenizer": {"backbones.base", "quantizers.base"},
+    "tokens": {"data"},
+    "losses": {"weights"},
+    "metrics": {"quantizers.base", "theory", "weights"},
+    "training": {"backbones.base", "losses", "metrics", "quantizers.base", "tokenizer"},
+    "evaluation": {"data", "metrics", "theory", "tokenizer"},
+    # an importer names what it makes
+    "importers": {"backbones", "quantizers", "tokenizer"},
+    "callbacks": {"data", "evaluation", "metrics", "quantizers.base", "quantizers.tdc", "tokenizer", "tokens", "training"},
+    "cli": {"callbacks", "data", "evaluation", "importers", "metrics", "quantizers", "tokenizer", "tokens", "training", "weights"},
     "__init__": {"tokenizer"},
     "__main__": {"cli"},
 }
+MOST = {"rooms": 20, "floors": 9, "arrows": 75}
 
 
 def imports(path: Path) -> set[str]:
@@ -68,6 +59,24 @@ def test_arrows(path: Path) -> None:
         inside = name.split(".")[0] == room
         permitted = any(name == target or name.startswith(f"{target}.") for target in allowed)
         assert inside or permitted, f"{path.relative_to(PACKAGE)} may not import gq_lightning.{name}"
+
+
+def test_the_house_is_of_this_size(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rooms, arrows between them, and floors: the longest way down. There is no circle, or the way would have no end."""
+    arrows: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        arrows.setdefault(room, set()).update(name.split(".")[0] for name in imports(path) if name.split(".")[0] in ALLOWED)
+    arrows = {room: targets - {room} for room, targets in arrows.items()}
+
+    def floor(room: str, above: tuple[str, ...] = ()) -> int:
+        assert room not in above, f"a circle: {' -> '.join((*above, room))}"
+        return 1 + max((floor(target, (*above, room)) for target in arrows[room]), default=0)
+
+    found = {"rooms": len(arrows), "floors": max(map(floor, arrows)), "arrows": sum(map(len, arrows.values()))}
+    with capsys.disabled():
+        print(f"\nthe house: {', '.join(f'{count} {name}' for name, count in found.items())}")
+    assert all(found[name] <= most for name, most in MOST.items()), found
 
 
 def test_nothing_imports_the_experiments() -> None:

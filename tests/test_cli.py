@@ -11,12 +11,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from small import CONFIGS, small_tokenizer
+from small import CONFIGS, small_training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gq_lightning import ImageTokenizer
-from gq_lightning.cli import main
+from gq_lightning.cli.training import main
 from gq_lightning.quantizers import FiniteScalarQuantizer, TokenBridge
+from gq_lightning.training.module import TokenizerTraining
 
 SMOKE = [
     *("--config", str(CONFIGS / "base.yaml")),
@@ -108,8 +109,8 @@ def test_convert_to_another_codebook(run: Path, tmp_path: Path, capfd: pytest.Ca
     assert (other.quantizer.bits_per_position, other.tokens_per_position, other.codebook_size) == (16, 4, 16)
     assert not torch.equal(converted("--seed", "1").encode(images), trained.encode(images))
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    checkpoint["tokenizer"] = small_tokenizer("vit", FiniteScalarQuantizer(16, levels=[16, 16, 16, 16])).description()
-    checkpoint["state_dict"] = small_tokenizer("vit", FiniteScalarQuantizer(16, levels=[16, 16, 16, 16])).state_dict()
+    training = small_training("vit", FiniteScalarQuantizer(16, levels=[16, 16, 16, 16]))
+    checkpoint["tokenizer"], checkpoint["state_dict"] = training.tokenizer.description(), training.state_dict()
     torch.save(checkpoint, tmp_path / "fsq.ckpt")
     for source, option, value, words in (
         (tmp_path / "fsq.ckpt", "--seed", "1", "leave out --seed"),
@@ -146,7 +147,7 @@ def test_encode_decode_evaluate(run: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_validate_test_predict(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageTokenizer, "on_test_epoch_start", ImageTokenizer.on_validation_epoch_start)  # without rFID
+    monkeypatch.setattr(TokenizerTraining, "on_test_epoch_start", TokenizerTraining.on_validation_epoch_start)  # without rFID
     checkpoint = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
     monkeypatch.setattr("warnings.filters", [("ignore", None, Warning, None, 0)])
     limits = ["--trainer.limit_test_batches=1", "--trainer.limit_predict_batches=2", "--data.init_args.batch_size=5"]
@@ -165,7 +166,7 @@ def test_resumed_run_continues_the_multipliers(tmp_path: Path) -> None:
     first = fit("stopped", 10)
     last = fit("stopped", 20, "--ckpt_path=last")
     for name in ("lambda_min", "lambda_mean", "lambda_max"):
-        key = f"quantizer.tdc.{name}"
+        key = f"tokenizer.quantizer.tdc.{name}"
         # the trajectory itself: every logged value is one factor away from the one before, across the interruption
         events = EventAccumulator(str(tmp_path / "stopped")).Reload()
         values = {event.step: event.value for event in events.Scalars(f"tdc/{name}")}

@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gq_lightning import token_file as token_files
-from gq_lightning.codec import SUFFIX, TokenFile, decode_pictures, encode_pictures, fit_picture, read_tokens, write_tokens
-from gq_lightning.data.images import BrokenImage
+from gq_lightning.data.pictures.reading import BrokenImage
 from gq_lightning.errors import UserError
+from gq_lightning.tokens import token_file as token_files
+from gq_lightning.tokens.codec import SUFFIX, TokenFile, decode_pictures, encode_pictures, fit_picture, read_tokens, write_tokens
 
 
 @dataclass

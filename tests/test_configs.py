@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import CONFIGS
 
-from gq_lightning.cli import CommandLine
+from gq_lightning.cli.training import CommandLine
 
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.logger=false"]
@@ -27,7 +27,7 @@ def build(tmp_path: Path, *files: str, arguments: tuple[str, ...] = ()) -> Comma
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_alone_or_over_the_base(file: str, tmp_path: Path) -> None:
     cli = build(tmp_path, *([file] if file in ("base.yaml", "demo.yaml") else ["base.yaml", file]))
-    assert cli.model.quantizer.bits_per_position == 16
+    assert cli.model.tokenizer.quantizer.bits_per_position == 16
 
 
 METHODS = sorted(path.stem for path in (CONFIGS / "quantizer").iterdir())
@@ -40,12 +40,12 @@ def test_the_papers_models(backbone: str, parameters: int, quantizer: str, rate:
     """Both backbones under every method at every rate; what the method decides are a few widths."""
     files = ("base.yaml", f"backbone/{backbone}.yaml", f"quantizer/{quantizer}.yaml", "scale/paper.yaml", "machine/node8.yaml")
     model = build(tmp_path, *files, arguments=(f"--model.quantizer.init_args.bits_per_position={rate}",)).model
-    count = sum(parameter.numel() for parameter in model.backbone.parameters())
+    count = sum(parameter.numel() for parameter in model.tokenizer.backbone.parameters())
     assert count == pytest.approx(parameters, rel=0.01)
-    assert model.quantizer.bits_per_position == rate
-    assert model.backbone.latent_channels == model.quantizer.latent_channels
+    assert model.tokenizer.quantizer.bits_per_position == rate
+    assert model.tokenizer.backbone.latent_channels == model.tokenizer.quantizer.latent_channels
     if quantizer in ("gq", "gq_exact", "gaussian", "tokenbridge", "tokenbridge_tdc"):
-        assert (count, model.quantizer.latent_channels) == (parameters, 16), "the paper's"
+        assert (count, model.tokenizer.quantizer.latent_channels) == (parameters, 16), "the paper's"
     text = (CONFIGS / f"quantizer/{quantizer}.yaml").read_text()
     assert ("callbacks.TDC" in text) == (quantizer in ("gq", "tokenbridge_tdc"))
     assert ("callbacks.GaussianQuant" in text) == (quantizer in ("gq", "gq_exact", "gq_wide", "gaussian", "tokenbridge", "tokenbridge_tdc"))
@@ -70,7 +70,7 @@ def test_small_models_at_all_scales(backbone: str, scale: str, tmp_path: Path) -
     cli = build(tmp_path, *files)
     size = cli.datamodule.image_size
     images = torch.empty(2, 3, size, size, device="meta")
-    assert cli.model.backbone.encode(images).shape == (2, cli.model.quantizer.encoder_channels, size // 8, size // 8)
+    assert cli.model.tokenizer.backbone.encode(images).shape == (2, cli.model.tokenizer.quantizer.encoder_channels, size // 8, size // 8)
 
 
 def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +101,8 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_demo_with_a_small_unet(tmp_path: Path) -> None:
     model = build(tmp_path, "demo.yaml", "demo_unet.yaml").model
-    assert type(model.backbone).__name__ == "UNet"
-    assert (model.quantizer.latent_channels, model.quantizer.initial_log_variance, model.quantizer.tdc.beta) == (3, -7.0, 1.02)
+    assert type(model.tokenizer.backbone).__name__ == "UNet"
+    assert (model.tokenizer.quantizer.latent_channels, model.tokenizer.quantizer.tdc) == (8, None)
     # what the overlay does not name is the demo's
     assert (model.loss.lpips_weight, model.betas, model.schedule) == (0.02, (0.9, 0.99), "cosine")
 
@@ -110,7 +110,8 @@ def test_the_demo_with_a_small_unet(tmp_path: Path) -> None:
 def test_width_and_image_size_are_typed_once(tmp_path: Path) -> None:
     more = ("--model.quantizer.init_args.latent_channels=8", "--data.init_args.image_size=128")
     model = build(tmp_path, "base.yaml", "backbone/vit.yaml", arguments=more).model
-    assert (model.backbone.encoder_channels, model.backbone.latent_channels, model.backbone.window) == (16, 8, 128)
+    backbone = model.tokenizer.backbone
+    assert (backbone.encoder_channels, backbone.latent_channels, backbone.window) == (16, 8, 128)
     for file in FILES:
         text = (CONFIGS / file).read_text()
         assert "encoder_channels" not in text

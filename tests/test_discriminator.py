@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from gq_lightning import UserError
-from gq_lightning.discriminator import ActNorm, PatchDiscriminator
+from gq_lightning.losses.discriminator import ActNorm, PatchDiscriminator
 
 
 def images(count: int = 2, size: int = 32) -> torch.Tensor:
@@ -92,7 +92,7 @@ RANKS = """
 import sys
 import torch
 import torch.distributed as dist
-from gq_lightning.discriminator import ActNorm
+from gq_lightning.losses.discriminator import ActNorm
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)

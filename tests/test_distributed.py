@@ -22,7 +22,7 @@ def test_ranks_agree_and_every_image_is_measured_once(tmp_path: Path) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-    assert {first[f"quantizer.tdc.lambda_{name}"].item() for name in ("min", "mean", "max")} != {1.0}
+    assert {first[f"tokenizer.quantizer.tdc.lambda_{name}"].item() for name in ("min", "mean", "max")} != {1.0}
     metrics = json.loads((tmp_path / "two/metrics.json").read_text())
     # shorter side 256 in a grid of 40: 3 photographs of 6 rows and 9 columns, an odd number for two ranks of batches of 8
     assert metrics["images"] == metrics["protocol"]["data"]["images"] == 162

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from small import small_tokenizer
+from small import small_tokenizer, small_training
 from torch.utils.data import DataLoader
 
 from gq_lightning import ImageTokenizer, UserError
 from gq_lightning.data import BrokenImage, PictureSet
-from gq_lightning.evaluation import draw, evaluate, some_images, write_metrics
+from gq_lightning.evaluation.evaluate import draw, evaluate, some_images, write_metrics
+from gq_lightning.metrics.report import collapse, metrics_table
 from gq_lightning.quantizers import FiniteScalarQuantizer
-from gq_lightning.report import collapse, metrics_table
-from gq_lightning.tokenizer import Reconstruction
+from gq_lightning.tokenizer.module import Reconstruction
 
 
 def batches() -> list[torch.Tensor]:
@@ -106,8 +106,8 @@ def test_a_collapsed_codebook_warns() -> None:
     assert collapse({"codebook_usage": 0.0099, "codebook_usage_expected": 0.9}) is not None
     assert collapse({"codebook_usage": 0.0101, "codebook_usage_expected": 0.9}) is None
     assert collapse({"codebook_usage": 0.001, "codebook_usage_expected": 0.002}) is None, "few tokens cannot use many codewords"
-    tokenizer = small_tokenizer("vit", FiniteScalarQuantizer(16))
+    training = small_training("vit", FiniteScalarQuantizer(16))
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False)
-    tokenizer.backbone.encoder.linear_out.weight.data.zero_()  # type: ignore[union-attr, operator]
+    training.tokenizer.backbone.encoder.linear_out.weight.data.zero_()  # type: ignore[union-attr, operator]
     with pytest.warns(UserWarning, match="the codebook has collapsed: the tokens use 0.002%"):
-        trainer.validate(tokenizer, DataLoader(torch.rand(64, 3, 32, 32), batch_size=32), verbose=False)  # type: ignore[arg-type]
+        trainer.validate(training, DataLoader(torch.rand(64, 3, 32, 32), batch_size=32), verbose=False)  # type: ignore[arg-type]

@@ -12,12 +12,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from small import small_tokenizer
+from small import small_training
 from test_methods import images, quantizers
 from torch.utils.data import DataLoader
 
 from gq_lightning.callbacks import TDC
-from gq_lightning.evaluation import evaluate
+from gq_lightning.evaluation.evaluate import evaluate
 
 GOLDEN = Path(__file__).parent / "golden.json"
 STEPS = 8
@@ -33,13 +33,14 @@ class Losses(pl.Callback):
 
 
 def trajectory(method: str, backbone: str) -> dict[str, Any]:
-    tokenizer = small_tokenizer(backbone, quantizers()[method], learning_rate=2e-3)
+    training = small_training(backbone, quantizers()[method], learning_rate=2e-3)
+    tokenizer = training.tokenizer
     losses = Losses()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     settings = {"accelerator": "cpu", "devices": 1, "max_steps": STEPS, "log_every_n_steps": 1, "limit_val_batches": 0, **quiet}
     trainer = pl.Trainer(callbacks=[*([TDC()] if method in ("gq", "tokenbridge_tdc") else []), losses], **settings)  # type: ignore[arg-type]
     loader = DataLoader(images(), batch_size=8)  # type: ignore[arg-type]
-    trainer.fit(tokenizer, loader, loader)
+    trainer.fit(training, loader, loader)
     tokenizer.eval()
     values, _ = evaluate(tokenizer, [images()], rfid=False, progress=False)
     multipliers = {name.rpartition(".")[2]: float(value) for name, value in tokenizer.state_dict().items() if "lambda" in name}

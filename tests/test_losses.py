@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from gq_lightning import UserError
-from gq_lightning.losses import ReconstructionLoss
-from gq_lightning.perceptual import LPIPS
+from gq_lightning.losses.reconstruction import ReconstructionLoss
+from gq_lightning.weights.lpips import LPIPS
 
 
 def images(seed: int) -> torch.Tensor:

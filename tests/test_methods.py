@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from small import small_tokenizer
+from small import small_tokenizer, small_training
 from torch.utils.data import DataLoader
 
 from gq_lightning import ImageTokenizer
@@ -61,7 +61,8 @@ class Losses(pl.Callback):
 @pytest.mark.parametrize("backbone", ["vit", "unet"])
 @pytest.mark.parametrize("method", quantizers())
 def test_it_trains_and_its_tokens_survive(method: str, backbone: str, tmp_path: Path) -> None:
-    tokenizer = small_tokenizer(backbone, quantizers()[method], learning_rate=2e-3)
+    training = small_training(backbone, quantizers()[method], learning_rate=2e-3)
+    tokenizer = training.tokenizer
     losses = Losses()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     tdc = [TDC()] if method in ("gq", "tokenbridge_tdc") else []
@@ -69,7 +70,7 @@ def test_it_trains_and_its_tokens_survive(method: str, backbone: str, tmp_path: 
         accelerator="cpu", devices=1, max_steps=STEPS, log_every_n_steps=1, callbacks=[*tdc, losses], limit_val_batches=0, **quiet
     )
     loader = DataLoader(images(), batch_size=8)  # type: ignore[arg-type]
-    trainer.fit(tokenizer, loader, loader)
+    trainer.fit(training, loader, loader)
     assert len(losses.values) == STEPS
     first, last = sum(losses.values[:5]) / 5, sum(losses.values[-5:]) / 5
     assert last < 0.5 * first, f"from {first:.0f} to {last:.0f}"

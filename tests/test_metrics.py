@@ -15,8 +15,8 @@ from torch import nn
 
 from gq_lightning.errors import UserError
 from gq_lightning.metrics import ReconstructionMetrics, feature_cache, frechet, similarity
-from gq_lightning.perceptual import LPIPS
 from gq_lightning.theory import expected_usage
+from gq_lightning.weights.lpips import LPIPS
 
 
 @pytest.fixture(autouse=True)

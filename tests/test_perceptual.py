@@ -6,7 +6,7 @@ from torch import nn
 
 from gq_lightning import weights
 from gq_lightning.errors import UserError
-from gq_lightning.perceptual import LPIPS, SMALLEST_SIDE
+from gq_lightning.weights.lpips import LPIPS, SMALLEST_SIDE
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_gradients_reach_the_images_alone():
 
 
 def test_first_use_under_inference_mode_does_not_spoil_training():
-    from gq_lightning import perceptual
+    from gq_lightning.weights import lpips as perceptual
 
     perceptual._network.cache_clear()
     targets = images()
@@ -124,7 +124,7 @@ def test_first_use_under_inference_mode_does_not_spoil_training():
 
 
 def test_building_leaves_the_random_state_alone():
-    from gq_lightning import perceptual
+    from gq_lightning.weights import lpips as perceptual
 
     perceptual._network.cache_clear()
     before = torch.get_rng_state()
@@ -140,7 +140,7 @@ def test_smallest_images(network):
     with pytest.raises(UserError, match=f"images of {side - 1} pixels"):
         LPIPS(network)(small, small)
     with pytest.raises(RuntimeError):  # the limit is the network's, not ours
-        from gq_lightning.perceptual import _network
+        from gq_lightning.weights.lpips import _network
 
         _network(network, torch.device("cpu"))(small, small)
 

@@ -8,12 +8,12 @@ from unittest.mock import patch
 import lightning.pytorch as pl
 import pytest
 import torch
-from small import small_tokenizer
+from small import small_training
 from torch import Tensor, nn
 
-from gq_lightning import ImageTokenizer
 from gq_lightning.callbacks import TDC, Acceleration, ExactResume
 from gq_lightning.data import Photographs
+from gq_lightning.training.module import TokenizerTraining
 
 STEPS = 20
 
@@ -25,8 +25,8 @@ class Curve(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(outputs["loss"])
-        self.types |= {value.dtype for value in outputs["diagnostics"].values()} | {outputs["loss"].dtype}
-        self.types |= {value.dtype for value in pl_module.quantizer.tdc.buffers()}
+        self.types |= {value.dtype for value in vars(outputs["posterior"]).values()} | {outputs["loss"].dtype}
+        self.types |= {value.dtype for value in pl_module.tokenizer.quantizer.tdc.buffers()}
 
 
 @cache
@@ -37,8 +37,8 @@ def data() -> Photographs:
 def train(
     backbone: str, acceleration: Acceleration | None = None, gradient_checkpointing: bool = False, **settings: Any
 ) -> tuple[Tensor, Curve]:
-    tokenizer = small_tokenizer(backbone, learning_rate=2e-3)
-    for module in tokenizer.modules():
+    training = small_training(backbone, learning_rate=2e-3)
+    for module in training.modules():
         if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = gradient_checkpointing
     torch.manual_seed(1)
@@ -57,7 +57,7 @@ def train(
     )
     # torch draws in the order of memory, which is another one in channels-last layout
     with patch("torch.randn_like", lambda like: torch.randn(like.shape)):
-        trainer.fit(tokenizer, data())
+        trainer.fit(training, data())
     return torch.stack(curve.losses), curve
 
 
@@ -95,7 +95,9 @@ def test_channels_last() -> None:
     def watch(module: nn.Module, inputs: Any, output: Tensor) -> None:
         layouts.append(output.is_contiguous(memory_format=torch.channels_last))
 
-    with patch.object(ImageTokenizer, "on_train_start", lambda self: self.backbone.encoder.levels[0].register_forward_hook(watch)):
+    with patch.object(
+        TokenizerTraining, "on_train_start", lambda self: self.tokenizer.backbone.encoder.levels[0].register_forward_hook(watch)
+    ):
         losses, _ = train("unet", Acceleration(channels_last=True))
     assert layouts and all(layouts), "activations follow the weights"
     torch.testing.assert_close(losses, plain("unet"), rtol=1e-3, atol=0)
@@ -112,7 +114,7 @@ def test_compiled(backbone: str, backend: str) -> None:
 
 
 def test_compiled_names_stay() -> None:
-    tokenizer = small_tokenizer("vit")
-    before = list(tokenizer.state_dict())
-    Acceleration(compile=True).setup(None, tokenizer, "fit")  # type: ignore[arg-type]
-    assert list(tokenizer.state_dict()) == before
+    training = small_training("vit")
+    before = list(training.state_dict())
+    Acceleration(compile=True).setup(None, training, "fit")  # type: ignore[arg-type]
+    assert list(training.state_dict()) == before

@@ -17,12 +17,12 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from small import small_tokenizer
+from small import small_training
 
-from gq_lightning.adversary import Adversary
 from gq_lightning.callbacks import TDC, CheckpointFiles, ExactResume, LastCheckpoint, Preemption
 from gq_lightning.data import ImageFolder
-from gq_lightning.discriminator import PatchDiscriminator
+from gq_lightning.losses.adversary import Adversary
+from gq_lightning.losses.discriminator import PatchDiscriminator
 from killed import difference, read, write_pictures
 
 
@@ -112,7 +112,7 @@ def fit(
     torch.manual_seed(4)
     extra = {"adversary": Adversary(PatchDiscriminator(8, layers=1), start=3, warmup=2)} if adversary else {}
     length = {"max_steps": 12} if not {"max_epochs", "max_steps"} & settings.keys() else {}
-    tokenizer = small_tokenizer("vit", learning_rate=1e-3, schedule=schedule, warmup_steps=3, accumulate=accumulate, **extra)
+    training = small_training("vit", learning_rate=1e-3, schedule=schedule, warmup_steps=3, accumulate=accumulate, **extra)
     torch.manual_seed(5)
     data = ImageFolder(
         str(pictures / "train"), str(pictures / "val"), crop="resized", scale=(0.3, 1), image_size=32, batch_size=4, workers=workers
@@ -149,11 +149,11 @@ def fit(
         **settings,
     )
     try:
-        trainer.fit(tokenizer, data, ckpt_path=resume)
+        trainer.fit(training, data, ckpt_path=resume)
         assert kill < 0
     except Killed:
         pass
-    return files, tokenizer.state_dict()
+    return files, training.state_dict()
 
 
 def assert_same(first: Any, second: Any, where: str = "") -> None:
@@ -317,10 +317,10 @@ def test_slurm_takes_its_time_back(
 
 
 def test_ranks_and_batches_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, drawn = small_tokenizer("vit"), []
+    training, drawn = small_training("vit"), []
     for epoch, batch, rank in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0)]:
         trainer = SimpleNamespace(datamodule=SimpleNamespace(seed=3), current_epoch=epoch, global_rank=rank)
-        ExactResume().on_train_batch_start(trainer, tokenizer, None, batch)  # type: ignore[arg-type]
+        ExactResume().on_train_batch_start(trainer, training, None, batch)  # type: ignore[arg-type]
         drawn.append((torch.rand(()).item(), np.random.rand(), random.random()))
     assert drawn[0] == drawn[4]
     for numbers in zip(*drawn[:4], strict=True):

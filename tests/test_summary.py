@@ -14,10 +14,11 @@ from gq_lightning import ImageTokenizer, UserError
 from gq_lightning.backbones import UNet
 from gq_lightning.backbones.base import Backbone
 from gq_lightning.backbones.unet import Attention
-from gq_lightning.cli import main
+from gq_lightning.cli.training import main
+from gq_lightning.evaluation.summary import render, summarize
 from gq_lightning.quantizers import GaussianQuantizer
 from gq_lightning.quantizers.base import Quantized, Quantizer
-from gq_lightning.summary import render, summarize
+from gq_lightning.training.module import TokenizerTraining
 
 BASE = ["--config", str(CONFIGS / "base.yaml")]
 
@@ -64,9 +65,9 @@ class TinyQuantizer(Quantizer):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_tiny_model_by_hand(device: str) -> None:
     with torch.device(device):
-        model = ImageTokenizer(TinyBackbone(), TinyQuantizer())
-        model.critic = nn.Linear(10, 1)
-    summary = summarize(model, 32)
+        training = TokenizerTraining(TinyBackbone(), TinyQuantizer())
+        training.critic = nn.Linear(10, 1)
+    summary = summarize(training.tokenizer, 32, training)
     assert summary.parameters == {"encoder": 6 * 3 * 64 + 6, "decoder": 4 * 192, "quantizer": 16, "total": 1158 + 768 + 16}
     assert summary.training_only == {"critic": 11}
     positions = 4 * 4
@@ -113,7 +114,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
 def test_the_papers_vit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On a machine with nothing: no data, no LPIPS weights and no way to fetch them; and it leaves nothing behind."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gq_lightning.losses.LPIPS", None)
+    monkeypatch.setattr("gq_lightning.losses.reconstruction.LPIPS", None)
     files = ["backbone/vit", "scale/paper", "machine/node8"]
     found = run(capsys, *BASE, *(text for file in files for text in ("--config", str(CONFIGS / f"{file}.yaml"))))
     assert found["parameters"]["total"] == 174_825_440

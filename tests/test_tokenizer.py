@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import small_tokenizer
+from small import small_tokenizer, small_training
 from torch.quasirandom import SobolEngine
 
 from gq_lightning import ImageTokenizer, UserError
-from gq_lightning.cli import main
+from gq_lightning.cli.training import main
 from gq_lightning.quantizers import GaussianQuantizer
-from gq_lightning.windows import see_in_windows
+from gq_lightning.tokenizer.windows import see_in_windows
 
 
 def images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> torch.Tensor:
@@ -89,7 +89,6 @@ def test_reloaded_tokenizer_is_the_same_to_the_bit(tokenizer: ImageTokenizer, tm
     again = ImageTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert torch.equal(again.decode(again.encode(batch)), before)
     assert again.fingerprint == tokenizer.fingerprint
-    assert again.loss is None
     assert not again.training
     assert not any(parameter.requires_grad for parameter in again.parameters())
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -125,9 +124,9 @@ def test_a_changed_recipe_is_refused(saved: Path, field: str, value: object) -> 
 
 def test_a_sobol_folder_of_an_earlier_version_is_refused_and_its_checkpoint_converts_again(tmp_path: Path) -> None:
     """Earlier versions drew Sobol points in float64: tokens of theirs mean other codewords."""
-    tokenizer = small_tokenizer("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256, codebook="sobol"))
-    state = tokenizer.state_dict()
-    ours = state["quantizer.codebook_fingerprint"].clone()
+    training = small_training("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256, codebook="sobol"))
+    tokenizer = training.tokenizer
+    ours = tokenizer.state_dict()["quantizer.codebook_fingerprint"].clone()
     codewords = torch.special.ndtri(SobolEngine(2, scramble=True, seed=42).draw(256, dtype=torch.float64)).float()
     digest = hashlib.sha256(b"(256, 2)" + codewords.numpy().astype("<f4").tobytes()).digest()
     tokenizer.quantizer.codebook_fingerprint = torch.tensor(list(digest), dtype=torch.uint8)
@@ -135,8 +134,8 @@ def test_a_sobol_folder_of_an_earlier_version_is_refused_and_its_checkpoint_conv
     tokenizer.save_pretrained(tmp_path / "old")
     with pytest.raises(UserError, match=r"old/config\.json: .*drew Sobol points in float64.*convert or import the VAE again"):
         ImageTokenizer.from_pretrained(tmp_path / "old")
-    torch.save({"tokenizer": tokenizer.description(), "state_dict": tokenizer.state_dict()}, tmp_path / "last.ckpt")
-    resumed = small_tokenizer("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256, codebook="sobol"))
+    torch.save({"tokenizer": tokenizer.description(), "state_dict": training.state_dict()}, tmp_path / "last.ckpt")
+    resumed = small_training("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256, codebook="sobol"))
     with pytest.raises(UserError, match="drew Sobol points in float64"):
         resumed.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
     assert main(["convert", str(tmp_path / "last.ckpt"), "--out", str(tmp_path / "new")]) == 0
@@ -155,8 +154,8 @@ def test_a_class_from_elsewhere_is_not_imported(saved: Path) -> None:
 def test_missing_and_foreign_files(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config.json"):
         ImageTokenizer.from_pretrained(tmp_path)
-    (saved / "config.json").write_text('{"format": 2, "tokenizer": {}, "weights": {"sha256": ""}}')
-    with pytest.raises(UserError, match="format 2"):
+    (saved / "config.json").write_text('{"format": 1, "tokenizer": {}, "weights": {"sha256": ""}}')
+    with pytest.raises(UserError, match="format 1 is not 2: install the version of gq_lightning that wrote it, or train again"):
         ImageTokenizer.from_pretrained(saved)
     (saved / "config.json").write_text("[")
     with pytest.raises(UserError, match="not a tokenizer's config"):

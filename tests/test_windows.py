@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gq_lightning.windows import apply_in_windows, starts
+from gq_lightning.tokenizer.windows import apply_in_windows, starts
 
 
 def identity(x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from rich.table import Table
 from torchvision.io import decode_jpeg, read_file
 
 from gq_lightning.data import ImageNet, Shards, load_picture
-from gq_lightning.data.sharding import write_shards
+from gq_lightning.data.shards.writing import write_shards
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg")
 SIZE = (500, 375)  # pixels, the usual ones of ImageNet

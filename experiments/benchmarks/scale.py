@@ -29,7 +29,7 @@ from step import CONFIGS, ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gq_lightning.cli import CommandLine
+from gq_lightning.cli.training import CommandLine
 
 OUT = ROOT / "experiments/results/benchmarks/scale.json"
 IMAGES, REPEATS = 1, 3

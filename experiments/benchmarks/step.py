@@ -36,9 +36,9 @@ from machine import machine, peak, write
 from rich.console import Console
 from rich.table import Table
 
-from gq_lightning import tokenizer as training
 from gq_lightning.callbacks import TDC
-from gq_lightning.cli import CommandLine
+from gq_lightning.cli.training import CommandLine
+from gq_lightning.training import module as training
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -64,8 +64,9 @@ BOOKKEEPING = ("TDC update", "logging")
 # tenths of a millisecond each time, which is much beside a part of the demo and nothing beside a part of the paper's step
 WARM_UP, STEPS, LOOKED_AT = {"demo": 6, "paper": 1}, {"demo": 60, "paper": 2}, {"demo": 2, "paper": 0}
 CONFIGS = {
-    ("demo", "vit"): ["configs/demo.yaml"],
-    ("demo", "unet"): ["configs/demo.yaml", "configs/demo_unet.yaml"],
+    # under TDC, to see what it costs
+    ("demo", "vit"): ["configs/demo.yaml", "configs/quantizer/gq.yaml"],
+    ("demo", "unet"): ["configs/demo.yaml", "configs/demo_unet.yaml", "configs/quantizer/gq.yaml"],
     ("paper", "vit"): ["configs/base.yaml", "configs/backbone/vit.yaml", "configs/scale/paper.yaml"],
     ("paper", "unet"): ["configs/base.yaml", "configs/backbone/unet.yaml", "configs/scale/paper.yaml"],
 }
@@ -165,7 +166,7 @@ def measure(scale: str, backbone: str, steps: int) -> dict[str, Any]:
         return {
             "scale": scale,
             "backbone": backbone,
-            "parameters": sum(parameter.numel() for parameter in model.backbone.parameters()),
+            "parameters": sum(parameter.numel() for parameter in model.tokenizer.backbone.parameters()),
             "image_size": cli.datamodule.image_size,
             "batch_size": cli.datamodule.batch_size,
             "precision": cli.trainer.precision,
@@ -179,9 +180,9 @@ def instrument(cli: CommandLine, parts: Parts) -> Parts:
     model = cli.model
     cli.trainer.profiler = parts  # type: ignore[attr-defined]
     for owner, name, part in (
-        (model.backbone, "encode", "encoder"),
-        (model.quantizer, "forward", "sampling and penalty"),
-        (model.backbone, "decode", "decoder"),
+        (model.tokenizer.backbone, "encode", "encoder"),
+        (model.tokenizer.quantizer, "forward", "sampling and penalty"),
+        (model.tokenizer.backbone, "decode", "decoder"),
         (model.loss, "forward", "pixel loss"),
         (model.loss.lpips, "forward", "LPIPS"),
         (torch.Tensor, "backward", "backward"),

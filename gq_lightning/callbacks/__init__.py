@@ -1,20 +1,20 @@
 """Lightning callbacks: the TDC update, the Gaussian Quant post-training hook, export, pictures, diagnostics, resuming, ends."""
 
 from gq_lightning.callbacks.acceleration import Acceleration
-from gq_lightning.callbacks.advice import Advice
-from gq_lightning.callbacks.broken_pictures import BrokenPictures
-from gq_lightning.callbacks.checkpoint_files import CheckpointFiles
-from gq_lightning.callbacks.diagnostics import Diagnostics
-from gq_lightning.callbacks.exact_resume import ExactResume
 from gq_lightning.callbacks.export import Export
 from gq_lightning.callbacks.gaussian_quant import GaussianQuant
-from gq_lightning.callbacks.last_checkpoint import LastCheckpoint
-from gq_lightning.callbacks.lost_ranks import LostRanks
-from gq_lightning.callbacks.non_finite import NonFinite
-from gq_lightning.callbacks.preemption import Preemption
-from gq_lightning.callbacks.reconstructions import Reconstructions
+from gq_lightning.callbacks.surviving.checkpoint_files import CheckpointFiles
+from gq_lightning.callbacks.surviving.exact_resume import ExactResume
+from gq_lightning.callbacks.surviving.last_checkpoint import LastCheckpoint
+from gq_lightning.callbacks.surviving.lost_ranks import LostRanks
+from gq_lightning.callbacks.surviving.preemption import Preemption
 from gq_lightning.callbacks.tdc import TDC
-from gq_lightning.callbacks.tokens import TokenWriter
+from gq_lightning.callbacks.token_writer import TokenWriter
+from gq_lightning.callbacks.watching.advice import Advice
+from gq_lightning.callbacks.watching.broken_pictures import BrokenPictures
+from gq_lightning.callbacks.watching.diagnostics import Diagnostics
+from gq_lightning.callbacks.watching.non_finite import NonFinite
+from gq_lightning.callbacks.watching.reconstructions import Reconstructions
 
 __all__ = [
     "TDC",

@@ -3,7 +3,7 @@
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gq_lightning.tokenizer import ImageTokenizer
+from gq_lightning.training.module import TokenizerTraining
 
 
 class Acceleration(Callback):
@@ -19,10 +19,10 @@ class Acceleration(Callback):
         self.compile, self.channels_last = compile, channels_last
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, ImageTokenizer)
+        assert isinstance(pl_module, TokenizerTraining)
         if stage != "fit":
             return
-        for part in (pl_module.backbone.encoder, pl_module.backbone.decoder):
+        for part in (pl_module.tokenizer.backbone.encoder, pl_module.tokenizer.backbone.decoder):
             if self.channels_last:
                 part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self.compile:

@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from gq_lightning.data import ImageDataModule
-from gq_lightning.evaluation import draw, evaluate, save_picture, some_images, write_metrics
-from gq_lightning.report import collapse, metrics_table
-from gq_lightning.tokenizer import ImageTokenizer
+from gq_lightning.evaluation.evaluate import draw, evaluate, save_picture, some_images, write_metrics
+from gq_lightning.metrics.report import collapse, metrics_table
+from gq_lightning.training.module import TokenizerTraining
 
 
 class Export(Callback):
@@ -36,15 +36,15 @@ class Export(Callback):
         self._trained = time.perf_counter()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ImageTokenizer)
+        assert isinstance(pl_module, TokenizerTraining)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         pl_module.eval()
         run = Path(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero:
-            pl_module.save_pretrained(run / "tokenizer")
+            pl_module.tokenizer.save_pretrained(run / "tokenizer")
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        values, protocol = evaluate(pl_module, data.test_dataloader(), self.rfid, trainer.is_global_zero, self.gaussian_rfid)
+        values, protocol = evaluate(pl_module.tokenizer, data.test_dataloader(), self.rfid, trainer.is_global_zero, self.gaussian_rfid)
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
@@ -58,14 +58,14 @@ class Export(Callback):
             seconds=round(time.perf_counter() - self._begin, 2),
             training_seconds=round(self._trained - self._begin, 2),
             steps=trainer.global_step,
-            tokenizer_fingerprint=pl_module.fingerprint,
+            tokenizer_fingerprint=pl_module.tokenizer.fingerprint,
         )
         with torch.no_grad():
             images = some_images(data.evaluation_set(), self.columns).to(pl_module.device)
-            save_picture(draw(images, pl_module.reconstruct(images)), run / "reconstructions.png")
+            save_picture(draw(images, pl_module.tokenizer.reconstruct(images)), run / "reconstructions.png")
         console = Console()
         console.print(
-            metrics_table(values, title=f"{pl_module.quantizer.bits_per_position:g} bits per position, {values['images']} images")
+            metrics_table(values, title=f"{pl_module.tokenizer.quantizer.bits_per_position:g} bits per position, {values['images']} images")
         )
         for name in ("metrics.json", "reconstructions.png", "tokenizer"):
             console.print(f"  {run / name}", soft_wrap=True)

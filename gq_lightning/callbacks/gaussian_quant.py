@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer import ImageTokenizer
+from gq_lightning.training.module import TokenizerTraining
 
 
 class GaussianQuant(Callback):
@@ -21,8 +22,8 @@ class GaussianQuant(Callback):
         self.quantizer = quantizer
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ImageTokenizer)
-        convert(pl_module, self.quantizer.to(pl_module.device) if self.quantizer is not None else None)
+        assert isinstance(pl_module, TokenizerTraining)
+        convert(pl_module.tokenizer, self.quantizer.to(pl_module.device) if self.quantizer is not None else None)
 
 
 def convert(tokenizer: ImageTokenizer, quantizer: Quantizer | None = None) -> None:

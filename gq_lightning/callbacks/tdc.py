@@ -10,8 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from gq_lightning.errors import UserError
+from gq_lightning.quantizers.base import PosteriorQuantizer
 from gq_lightning.quantizers.tdc import TargetDivergence
-from gq_lightning.tokenizer import ImageTokenizer, is_logging_step
+from gq_lightning.training.module import TokenizerTraining, is_logging_step
 
 
 class TDC(Callback):
@@ -29,19 +30,17 @@ class TDC(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ImageTokenizer)
-        tdc = getattr(pl_module.quantizer, "tdc", None)
-        if not isinstance(tdc, TargetDivergence):
-            raise UserError(
-                f"trainer.callbacks: TDC needs a Gaussian quantizer, not {type(pl_module.quantizer).__name__}: remove one of them"
-            )
-        self._tdc = None if getattr(pl_module.quantizer, "exact_divergence", False) else tdc
+        assert isinstance(pl_module, TokenizerTraining)
+        quantizer = pl_module.tokenizer.quantizer
+        if not isinstance(quantizer, PosteriorQuantizer):
+            raise UserError(f"trainer.callbacks: TDC needs a Gaussian quantizer, not {type(quantizer).__name__}: remove one of them")
+        self._tdc = quantizer.tdc
         self._pending, self._step = [], trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._tdc is None:
             return
-        bits = outputs["diagnostics"]["bits"]
+        bits = outputs["posterior"].bits
         self._pending.append(torch.stack([bits.amin(), bits.amax(), bits.sum(), torch.full_like(bits.sum(), bits.numel())]))
         if trainer.global_step == self._step:
             return  # gradients are still being accumulated: the global batch is not complete

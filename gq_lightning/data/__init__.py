@@ -2,7 +2,10 @@
 
 from gq_lightning.data.downloads import CIFAR10, Imagenette
 from gq_lightning.data.folders import ImageFolder, ImageNet
-from gq_lightning.data.images import (
+from gq_lightning.data.module import ImageDataModule
+from gq_lightning.data.photographs import Photographs
+from gq_lightning.data.pictures.listing import PICTURE_SUFFIXES, find_pictures
+from gq_lightning.data.pictures.reading import (
     BrokenImage,
     center_crop,
     load_picture,
@@ -10,11 +13,8 @@ from gq_lightning.data.images import (
     to_picture,
     to_tensor,
 )
-from gq_lightning.data.listing import PICTURE_SUFFIXES, find_pictures
-from gq_lightning.data.module import ImageDataModule
-from gq_lightning.data.photographs import Photographs
 from gq_lightning.data.sets import PictureSet
-from gq_lightning.data.shards import Shards
+from gq_lightning.data.shards.module import Shards
 
 __all__ = [
     "CIFAR10",

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from torch import Tensor
 from torchvision import datasets
 
-from gq_lightning.data.images import scale_pixels
-from gq_lightning.data.listing import list_pictures
 from gq_lightning.data.module import ImageDataModule
+from gq_lightning.data.pictures.listing import list_pictures
+from gq_lightning.data.pictures.reading import scale_pixels
 from gq_lightning.data.sets import CenterCrop, Cut, FileSet, PictureSet, TrainingCrop
 from gq_lightning.errors import UserError
 

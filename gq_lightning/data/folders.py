@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gq_lightning.data.listing import list_pictures
 from gq_lightning.data.module import ImageDataModule
+from gq_lightning.data.pictures.listing import list_pictures
 from gq_lightning.data.sets import CenterCrop, Cut, FileSet, PictureSet, TrainingCrop
 from gq_lightning.errors import UserError
 

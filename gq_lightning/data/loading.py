@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from gq_lightning.data.images import BrokenImage
 from gq_lightning.data.order import Place, Shuffled, random_numbers
+from gq_lightning.data.pictures.reading import BrokenImage
 from gq_lightning.data.sets import PictureSet
 from gq_lightning.errors import UserError
 

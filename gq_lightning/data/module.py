@@ -16,9 +16,9 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import distributed
 
 from gq_lightning.construction import public_path
-from gq_lightning.data.images import INTERPOLATION
 from gq_lightning.data.loading import Guarded, Loader, collate, heed_only_the_parent
 from gq_lightning.data.order import Shuffled
+from gq_lightning.data.pictures.reading import INTERPOLATION
 from gq_lightning.data.sets import PictureSet, fingerprint
 from gq_lightning.errors import UserError
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gq_lightning.data.images import BrokenImage, load_picture, resize_shorter, scale_pixels
 from gq_lightning.data.module import ImageDataModule
+from gq_lightning.data.pictures.reading import BrokenImage, load_picture, resize_shorter, scale_pixels
 from gq_lightning.data.sets import PictureSet
 from gq_lightning.errors import UserError
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from gq_lightning.data.images import RESAMPLING, BrokenImage, center_crop, load_picture, resize_shorter, scale_pixels, to_pixels
+from gq_lightning.data.pictures.reading import RESAMPLING, BrokenImage, center_crop, load_picture, resize_shorter, scale_pixels, to_pixels
 from gq_lightning.errors import UserError
 
 Cut = Literal["resized", "fast", "plain", "center"]

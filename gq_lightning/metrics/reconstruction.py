@@ -2,7 +2,7 @@
 
 import math
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torchmetrics import Metric
 from gq_lightning import weights
 from gq_lightning.errors import UserError
 from gq_lightning.metrics import frechet, similarity
-from gq_lightning.perceptual import LPIPS, SMALLEST_SIDE, TRUNKS
+from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
 from gq_lightning.theory import bits_per_pixel, expected_usage
+from gq_lightning.weights.lpips import LPIPS, SMALLEST_SIDE, TRUNKS
 
 QUALITIES = ("psnr", "ssim", "ms_ssim", "lpips")
 PREFIXES = ("", "gaussian_")  # decoded from the tokens, and from the Gaussian posterior
@@ -91,6 +92,20 @@ class ReconstructionMetrics(Metric):
             self.add_state(f"{features}_sum", torch.zeros(frechet.FEATURES, dtype=torch.float64), dist_reduce_fx="sum")
             products = torch.zeros(frechet.FEATURES, frechet.FEATURES, dtype=torch.float64)
             self.add_state(f"{features}_products", products, dist_reduce_fx="sum")
+
+    @classmethod
+    def of(cls, quantizer: Quantizer, downsampling: int, rfid: bool = True, gaussian_rfid: bool = True) -> Self:
+        """Metrics of what this quantizer's tokens give."""
+        tdc = quantizer.tdc if isinstance(quantizer, PosteriorQuantizer) else None
+        return cls(
+            codebook_size=quantizer.codebook_size,
+            bits_per_position=quantizer.bits_per_position,
+            tokens_per_position=quantizer.tokens_per_position,
+            downsampling=downsampling,
+            rfid=rfid,
+            alpha=0.5 if tdc is None else tdc.alpha,
+            gaussian_rfid=gaussian_rfid,
+        )
 
     def update(
         self, images: Tensor, reconstructions: Tensor, tokens: Tensor, gaussian: Tensor | None = None, bits: Tensor | None = None

@@ -3,6 +3,8 @@
 features (..., encoder_channels) --forward-----> Quantized.latents (..., latent_channels)    the training relaxation
 features (..., encoder_channels) --tokenize----> tokens (..., tokens_per_position) int64
 tokens (..., tokens_per_position) --detokenize-> latents (..., latent_channels)              what a receiver decodes
+
+A quantizer of Gaussian posteriors has a fourth, `posterior`, and is a PosteriorQuantizer.
 """
 
 import math
@@ -15,8 +17,28 @@ from torch import Tensor, nn
 
 from gq_lightning.construction import Recorded
 from gq_lightning.errors import UserError
+from gq_lightning.quantizers.tdc import TargetDivergence
 
 PenaltyReduction = Literal["element_mean", "image_sum"]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Diagonal Gaussians, float32 or wider, and what they cost against N(0, 1): the KL divergence, in bits.
+
+    Attributes:
+        mean, log_variance: (..., latent_channels).
+        bits: (..., tokens_per_position), of each token.
+        dimension_bits: (latent_channels,), of each dimension, averaged over all positions.
+    """
+
+    mean: Tensor
+    log_variance: Tensor
+    bits: Tensor
+    dimension_bits: Tensor
+
+    def detach(self) -> "Posterior":
+        return Posterior(self.mean.detach(), self.log_variance.detach(), self.bits.detach(), self.dimension_bits.detach())
 
 
 @dataclass(frozen=True)
@@ -26,13 +48,13 @@ class Quantized:
     Attributes:
         latents: (..., latent_channels), for the decoder; gradients flow to the features.
         penalty: scalar, added to the loss of reconstruction, which is a sum over the pixels of an image, averaged over the images.
-        diagnostics: detached tensors by name. Gaussian quantizers give `bits` (..., tokens_per_position), the KL of each
-            token, `mean` (..., latent_channels), the latents before discretisation, and `dimension_bits` (latent_channels,), the KL
-            of each latent dimension averaged over all positions.
+        posterior: detached, where the quantizer has one.
+        diagnostics: detached scalars by name, for those who look into a method.
     """
 
     latents: Tensor
     penalty: Tensor
+    posterior: Posterior | None = None
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -68,6 +90,21 @@ class Quantizer(Recorded, nn.Module, ABC):
         Raises:
             UserError: a token is not in [0, codebook_size), or the last axis has the wrong length.
         """
+
+
+class PosteriorQuantizer(Quantizer):
+    """A quantizer of Gaussian posteriors: a Gaussian VAE before its conversion.
+
+    Attributes:
+        tdc: the constraint on the divergence of its tokens, whose multipliers the TDC callback moves; None where there is nothing to
+            constrain, the divergence being exact.
+    """
+
+    tdc: TargetDivergence | None
+
+    @abstractmethod
+    def posterior(self, features: Tensor) -> Posterior:
+        """Features (..., encoder_channels) to the posteriors that they stand for; gradients flow to the features."""
 
 
 def tokens_of_rate(bits_per_position: float, codebook_size: int) -> tuple[int, float]:

@@ -87,7 +87,7 @@ class BinarySphericalQuantizer(Quantizer):
         penalty = reduced(entropy + distance, self.encoder_channels, features, self.penalty_reduction)
         diagnostics = {"sample_entropy": per_sample.detach(), "batch_entropy": batch.detach()}
         # through the signs first and the scale after, so that the scale is in the gradient, too
-        return Quantized(self.scale * (directions + (codes - directions).detach()), penalty, diagnostics)
+        return Quantized(self.scale * (directions + (codes - directions).detach()), penalty, diagnostics=diagnostics)
 
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
+from gq_lightning.quantizers.base import Posterior, PosteriorQuantizer, Quantized, check_tokens, tokens_of_rate
 from gq_lightning.quantizers.codebook import Generator, fingerprint, fingerprint_of_float64_points, gaussian_codebook
 from gq_lightning.quantizers.exact import exact_posterior
 from gq_lightning.quantizers.search import best_codewords
@@ -25,7 +25,7 @@ from gq_lightning.theory import kl_bits
 BITS_PER_CHANNEL = 2
 
 
-class GaussianQuantizer(Quantizer):
+class GaussianQuantizer(PosteriorQuantizer):
     """Diagonal Gaussian posteriors, replaced by codewords of a fixed random codebook.
 
     Args:
@@ -88,12 +88,13 @@ class GaussianQuantizer(Quantizer):
         self.codebook_size, self.tokens_per_position, self.bits_per_position = codebook_size, tokens, tokens * bits
         self.group_size = latent_channels // tokens
         self.layout, self.prior_weight, self.clamp_variance = layout, float(prior_weight), clamp_variance
-        self.penalty_weight, self.exact_divergence = float(penalty_weight), exact_divergence
+        self.penalty_weight, self.target_bits = float(penalty_weight), bits
         share = self.bits_per_position / latent_channels
         self.initial_log_variance = -2 * math.log(2) * share if initial_log_variance is None else float(initial_log_variance)
         # written down as the numbers they were: another codebook for this encoder, of another rate, must not move them
         self.init_args |= {"latent_channels": latent_channels, "initial_log_variance": self.initial_log_variance}
-        self.tdc = TargetDivergence(bits, alpha=tdc_alpha, beta=tdc_beta, variant=tdc_variant)
+        constraint = TargetDivergence(bits, alpha=tdc_alpha, beta=tdc_beta, variant=tdc_variant)
+        self.tdc = None if exact_divergence else constraint
         codewords = gaussian_codebook(codebook, codebook_size, self.group_size, seed)
         self.recipe = f"{codebook} codebook of {codebook_size} x {self.group_size} with seed {seed}"
         # the codebook follows from its recipe; what is saved is its fingerprint, which `_load_from_state_dict` compares
@@ -101,18 +102,17 @@ class GaussianQuantizer(Quantizer):
         self.register_buffer("codebook_fingerprint", torch.tensor(list(fingerprint(codewords)), dtype=torch.uint8))
 
     def forward(self, features: Tensor) -> Quantized:
-        mean, log_variance = self.posterior(features)
-        divergence = kl_bits(mean, log_variance)
-        bits = self.group(divergence).sum(dim=-1)
-        latents = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
+        posterior = self.posterior(features)
+        latents = posterior.mean + torch.exp(posterior.log_variance / 2) * torch.randn_like(posterior.mean)
+        if self.tdc is None:
+            return Quantized(latents, latents.new_zeros(()), posterior.detach())
         images = features.shape[0] if features.ndim > 1 else 1
-        penalty = bits.new_zeros(()) if self.exact_divergence else self.penalty_weight * self.tdc.penalty(bits).sum() / images
-        dimension_bits = divergence.detach().flatten(0, -2).mean(dim=0)
-        return Quantized(latents, penalty, {"bits": bits.detach(), "mean": mean.detach(), "dimension_bits": dimension_bits})
+        penalty = self.penalty_weight * self.tdc.penalty(posterior.bits).sum() / images
+        return Quantized(latents, penalty, posterior.detach())
 
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:
-        mean, log_variance = self.posterior(features)
+        mean, log_variance = self._moments(features)
         variance = log_variance.exp()
         if self.clamp_variance and self.prior_weight > 0:
             variance = variance.clamp(max=1 / self.prior_weight)
@@ -124,15 +124,19 @@ class GaussianQuantizer(Quantizer):
         check_tokens(tokens, self.codebook_size, self.tokens_per_position)
         return self.ungroup(self.codewords[tokens])
 
-    def posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(self, features: Tensor) -> Posterior:
+        mean, log_variance = self._moments(features)
+        divergence = kl_bits(mean, log_variance)
+        return Posterior(mean, log_variance, self.group(divergence).sum(dim=-1), divergence.flatten(0, -2).mean(dim=0))
+
+    def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, (..., latent_channels) each, float32 whatever the precision of the encoder."""
         if features.shape[-1] != self.encoder_channels:
             raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
         mean, log_variance = features.float().chunk(2, dim=-1)
-        if self.exact_divergence:
-            target = self.tdc.target_bits * math.log(2)
-            mean, log_variance = (self.ungroup(part) for part in exact_posterior(self.group(mean), self.group(log_variance), target))
-            return mean, log_variance
+        if self.tdc is None:
+            groups = exact_posterior(self.group(mean), self.group(log_variance), self.target_bits * math.log(2))
+            return self.ungroup(groups[0]), self.ungroup(groups[1])
         return mean, (log_variance + self.initial_log_variance).clamp(-30.0, 20.0)
 
     def group(self, channels: Tensor) -> Tensor:

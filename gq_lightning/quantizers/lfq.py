@@ -81,7 +81,7 @@ class LookupFreeQuantizer(Quantizer):
         penalty = reduced(distance, self.encoder_channels, features, self.penalty_reduction)
         penalty = penalty + reduced(entropy, self.tokens_per_position, features, self.penalty_reduction)
         diagnostics = {"sample_entropy": per_sample.detach(), "batch_entropy": batch.detach()}
-        return Quantized(values + (codes - values).detach(), penalty, diagnostics)
+        return Quantized(values + (codes - values).detach(), penalty, diagnostics=diagnostics)
 
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Quantized, Quantizer
+from gq_lightning.quantizers.base import Posterior, PosteriorQuantizer, Quantized
 from gq_lightning.quantizers.gaussian import GaussianQuantizer
 from gq_lightning.quantizers.tdc import TargetDivergence, Variant
 
 MOST_BITS = 16
 
 
-class TokenBridge(Quantizer):
+class TokenBridge(PosteriorQuantizer):
     """Diagonal Gaussian posteriors, replaced by the nearest quantile of N(0, 1) in each dimension: one token per latent channel.
 
     It is attached to a Gaussian VAE that was trained otherwise (`callbacks.GaussianQuant(quantizer=...)`), or trained with: without the
@@ -75,7 +75,7 @@ class TokenBridge(Quantizer):
         self.recipe = f"quantile codebook of {self.codebook_size} x 1"
 
     @property
-    def tdc(self) -> TargetDivergence:
+    def tdc(self) -> TargetDivergence | None:  # type: ignore[override]
         """The multipliers, which the TDC callback moves; the target is the bits of one dimension."""
         return self.gaussian.tdc
 
@@ -86,6 +86,9 @@ class TokenBridge(Quantizer):
 
     def forward(self, features: Tensor) -> Quantized:
         return self.gaussian(features)
+
+    def posterior(self, features: Tensor) -> Posterior:
+        return self.gaussian.posterior(features)
 
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import small_tokenizer
+from small import small_training
 
 from gq_lightning import UserError
 from gq_lightning.callbacks import TDC, Advice
@@ -13,17 +13,17 @@ PATIENCE, EVERY = 100, 10
 
 def run(bits: dict[int, float], steps: int = 300, *, callbacks: tuple[object, ...] = (TDC(),), dimensions=(2.0, 2.0), **multipliers: float):  # type: ignore[no-untyped-def]
     """The warnings of a training whose tokens cost, from each step named on, so many bits (8 are the target)."""
-    tokenizer = small_tokenizer("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256))
+    training = small_training("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256))
     for name, value in multipliers.items():
-        getattr(tokenizer.quantizer.tdc, name).fill_(value)
+        getattr(training.tokenizer.quantizer.tdc, name).fill_(value)
     advice = Advice(PATIENCE)
     trainer = SimpleNamespace(global_step=0, log_every_n_steps=EVERY, is_global_zero=True, callbacks=callbacks)
-    advice.on_train_start(trainer, tokenizer)  # type: ignore[arg-type]
+    advice.on_train_start(trainer, training)  # type: ignore[arg-type]
     for step in range(1, steps + 1):
         trainer.global_step = step
         value = next(value for since, value in sorted(bits.items(), reverse=True) if since <= step)
-        outputs = {"diagnostics": {"bits": torch.full((2, 4, 4, 2), value), "dimension_bits": torch.tensor(dimensions)}}
-        advice.on_train_batch_end(trainer, tokenizer, outputs, None, 0)  # type: ignore[arg-type]
+        outputs = {"posterior": SimpleNamespace(bits=torch.full((2, 4, 4, 2), value), dimension_bits=torch.tensor(dimensions))}
+        advice.on_train_batch_end(trainer, training, outputs, None, 0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("bits", "cure"), [(5.0, "lower"), (11.0, "raise")])
@@ -73,17 +73,17 @@ def test_dimension_bits_are_what_the_tokens_cost() -> None:
     quantizer = GaussianQuantizer(16, latent_channels=4, codebook_size=256, initial_log_variance=0.0)
     features = torch.randn(3, 5, 5, 8)
     features[..., 2], features[..., 6] = 0, 0  # the prior itself
-    diagnostics = quantizer(features).diagnostics
-    assert diagnostics["dimension_bits"][2] == 0
-    torch.testing.assert_close(diagnostics["dimension_bits"].sum(), diagnostics["bits"].sum(-1).mean())
+    diagnostics = quantizer.posterior(features)
+    assert diagnostics.dimension_bits[2] == 0
+    torch.testing.assert_close(diagnostics.dimension_bits.sum(), diagnostics.bits.sum(-1).mean())
 
 
 def test_other_quantizers_and_ranks_have_nothing_to_say() -> None:
-    tokenizer = small_tokenizer("vit", FiniteScalarQuantizer(16, levels=[16, 16, 16, 16]))
+    training = small_training("vit", FiniteScalarQuantizer(16, levels=[16, 16, 16, 16]))
     trainer = SimpleNamespace(global_step=EVERY, log_every_n_steps=EVERY, is_global_zero=True, callbacks=())
-    Advice(1).on_train_batch_end(trainer, tokenizer, {"diagnostics": {}}, None, 0)  # type: ignore[arg-type]
+    Advice(1).on_train_batch_end(trainer, training, {"posterior": None}, None, 0)  # type: ignore[arg-type]
     trainer.is_global_zero = False
-    Advice(1).on_train_batch_end(trainer, tokenizer, {}, None, 0)  # type: ignore[arg-type]
+    Advice(1).on_train_batch_end(trainer, training, {}, None, 0)  # type: ignore[arg-type]
 
 
 def test_bad_patience() -> None:

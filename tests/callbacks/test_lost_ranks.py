@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from torch import distributed
 
-from gq_lightning.callbacks import LostRanks, lost_ranks
+from gq_lightning.callbacks import LostRanks
+from gq_lightning.callbacks.surviving import lost_ranks
 
 GLOO = "[/build/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer [10.0.0.2]:4. This is typically caused by bugs"
 AT_ONCE = "Connection closed by peer [10.0.0.2]:4"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from small import small_tokenizer
+from small import small_training
 
 from gq_lightning import UserError
 from gq_lightning.callbacks import CheckpointFiles, LastCheckpoint, NonFinite
@@ -40,11 +40,11 @@ class Spoil(pl.Callback):
         if self.what == "loss":
             batch[1, 0, 3, 4] = torch.nan
         else:
-            handle = pl_module.backbone.last_layer.register_hook(lambda gradient: (handle.remove(), gradient * torch.inf)[1])
+            handle = pl_module.tokenizer.backbone.last_layer.register_hook(lambda gradient: (handle.remove(), gradient * torch.inf)[1])
 
 
 def fit(folder: Path, pictures: Path, spoil: Spoil | None, validate: bool = False, **arguments: Any) -> pl.Trainer:
-    tokenizer = small_tokenizer("vit", learning_rate=1e-3, **arguments)
+    training = small_training("vit", learning_rate=1e-3, **arguments)
     torch.manual_seed(3)
     data = ImageFolder(str(pictures / "train"), str(pictures / "val"), image_size=32, batch_size=BATCH, workers=0)
     trainer = pl.Trainer(
@@ -61,7 +61,7 @@ def fit(folder: Path, pictures: Path, spoil: Spoil | None, validate: bool = Fals
         callbacks=[NonFinite(), LastCheckpoint(1), *([spoil] if spoil else [])],
         plugins=[CheckpointFiles()],
     )
-    trainer.fit(tokenizer, data)
+    trainer.fit(training, data)
     return trainer
 
 

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import CONFIGS, small_tokenizer
+from small import CONFIGS, small_tokenizer, small_training
 from torch import Tensor
 
 from gq_lightning.callbacks import BrokenPictures
-from gq_lightning.cli import main
+from gq_lightning.cli.training import main
 from gq_lightning.data import BrokenImage, ImageFolder, Shards, loading
 from gq_lightning.data.loading import Guarded
 from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet
-from gq_lightning.data.sharding import write_shards
+from gq_lightning.data.shards.writing import write_shards
 from gq_lightning.errors import UserError
-from gq_lightning.evaluation import some_images
+from gq_lightning.evaluation.evaluate import some_images
 
 COUNT, EVERY = 1000, 10
 
@@ -98,7 +98,7 @@ def test_training_goes_on_and_names_each_once(folder: tuple[Path, set[str]], tmp
         enable_checkpointing=False,
     )
     (tmp_path / "broken_pictures.txt").write_text("training folder: found before the training was resumed.png\n")
-    trainer.fit(small_tokenizer("vit"), data)
+    trainer.fit(small_training("vit"), data)
     assert trainer.global_step == COUNT // 20
     assert data.skipped == len(broken)
     lines = (tmp_path / "broken_pictures.txt").read_text().splitlines()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gq_lightning.data import ImageFolder, ImageNet, listing
-from gq_lightning.data.index import keep, recall
-from gq_lightning.data.listing import list_pictures
+from gq_lightning.data import ImageFolder, ImageNet
+from gq_lightning.data.pictures import listing
+from gq_lightning.data.pictures.index import keep, recall
+from gq_lightning.data.pictures.listing import list_pictures
 from gq_lightning.errors import UserError
 
 LONG_AGO = time.time_ns() - 3600 * 10**9
@@ -128,7 +129,7 @@ def test_a_damaged_index_is_made_anew(damage: str, root: Path, tmp_path: Path, m
         (other,) = (path for path in file.parent.iterdir() if path != file)
         os.replace(other, file)
     elif damage == "version":
-        monkeypatch.setattr("gq_lightning.data.index.VERSION", 0)
+        monkeypatch.setattr("gq_lightning.data.pictures.index.VERSION", 0)
         keep(root, "another shape")
         monkeypatch.undo()
         monkeypatch.setenv("GQ_LIGHTNING_HOME", str(tmp_path / "home"))
@@ -173,7 +174,7 @@ def test_progress_without_a_terminal(root: Path, monkeypatch: pytest.MonkeyPatch
     list_pictures(root)
     assert capsys.readouterr().err == "", "nothing is said of what takes no time"
     (root / "b" / "3.png").touch()
-    monkeypatch.setattr("gq_lightning.data.progress.EVERY", 0)
+    monkeypatch.setattr("gq_lightning.data.pictures.progress.EVERY", 0)
     list_pictures(root)
     assert capsys.readouterr().err.splitlines() == [f"listing {root}, pictures: 2"]
 

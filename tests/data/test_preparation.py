@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from gq_lightning import commands
-from gq_lightning.cli import main
-from gq_lightning.codec import encode_pictures
+from gq_lightning.cli import tools as commands
+from gq_lightning.cli.training import main
 from gq_lightning.data import ImageFolder, ImageNet, Shards, center_crop, resize_shorter
 from gq_lightning.data.sets import Cut, TrainingCrop
-from gq_lightning.data.sharding import write_shards
+from gq_lightning.data.shards.writing import write_shards
+from gq_lightning.tokens.codec import encode_pictures
 
 SIZES = [(640, 427), (427, 640), (500, 333), (481, 321), (257, 511), (255, 1021), (31, 77), (77, 31), (101, 101), (64, 64), (33, 32)]
 SIZE = 64  # larger than some of these and smaller than others

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gq_lightning.cli import main
-from gq_lightning.data import sharding
-from gq_lightning.data.sharding import write_shards
-from gq_lightning.data.shards import read_shard
+from gq_lightning.cli.training import main
+from gq_lightning.data.shards import writing as sharding
+from gq_lightning.data.shards.module import read_shard
+from gq_lightning.data.shards.writing import write_shards
 from gq_lightning.errors import UserError
 
 BROKEN = {"b/05.png": "the file is empty", "b/11.png": "not a picture in a known format"}

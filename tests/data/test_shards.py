@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from gq_lightning.data import BrokenImage, ImageFolder, Shards, shards
-from gq_lightning.data.images import load_picture
+from gq_lightning.data import BrokenImage, ImageFolder, Shards
+from gq_lightning.data.pictures.reading import load_picture
 from gq_lightning.data.sets import CenterCrop, fingerprint
-from gq_lightning.data.sharding import write_shards
-from gq_lightning.data.shards import ShardSet, read_shard
+from gq_lightning.data.shards import module as shards
+from gq_lightning.data.shards.module import ShardSet, read_shard
+from gq_lightning.data.shards.writing import write_shards
 from gq_lightning.errors import UserError
 
 COUNT = 40

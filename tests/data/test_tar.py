@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gq_lightning.data.tar import Member, read_members
+from gq_lightning.data.shards.tar import Member, read_members
 from gq_lightning.errors import UserError
 
 CONTENT = {

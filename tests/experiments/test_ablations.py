@@ -16,7 +16,7 @@ from details import SERIES
 from running import finished, write_json
 
 SPEC = read(ROOT / "experiments/ablations.yaml")
-TRAINED = "gq-16-256-0.5-1.01-paper-0.1"
+TRAINED = "gq-16-16-256-0.5-1.01-reference-0.1"
 
 
 def photographs(folder: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 import scale
 import search
 import torch
-from small import small_tokenizer
+from small import small_training
 
 from gq_lightning.data import Photographs
-from gq_lightning.summary import summarize
+from gq_lightning.evaluation.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,10 +59,10 @@ def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backbone", ["vit", "unet"])
 def test_a_training_step_is_counted(backbone: str) -> None:
     """Three times what encoding and decoding take: a backward pass is two products for each of the forward pass, save for the images."""
-    tokenizer, count = small_tokenizer(backbone), scale.Count()
+    training, count = small_training(backbone), scale.Count()
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=1, limit_val_batches=0, callbacks=[count], **quiet)
-    trainer.fit(tokenizer, Photographs(image_size=32, batch_size=2, workers=0))
-    once = summarize(tokenizer, 32)
+    trainer.fit(training, Photographs(image_size=32, batch_size=2, workers=0))
+    once = summarize(training.tokenizer, 32)
     forward = 2 * (once.encode_flops + once.decode_flops)
     assert 2.8 * forward < count.counter.get_total_flops() < 3.1 * forward

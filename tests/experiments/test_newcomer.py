@@ -41,7 +41,7 @@ def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_
     assert error.startswith("error: cannot download Imagenette to ")
     assert "no such host" in error and error.endswith("or give a folder of your own pictures, --data FOLDER (make: DATA=FOLDER)")
     assert announced[0].startswith("fig1 cpu-imagenette: small models")
-    assert "40 arms, 0 of them finished; about " in announced[1]
+    assert "144 arms, 0 of them finished; about " in announced[1]
     assert announced[2].startswith("pictures: DATA=FOLDER")
     assert not (tmp_path / "results").exists()
 

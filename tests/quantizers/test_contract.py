@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.distributions import Normal, kl_divergence
 
 from gq_lightning import UserError
 from gq_lightning.construction import build, describe
@@ -19,6 +20,7 @@ from gq_lightning.quantizers import (
     TokenBridge,
     VectorQuantizer,
 )
+from gq_lightning.quantizers.base import PosteriorQuantizer
 
 # constructor, arguments, tokens of one position at 16, 32 and 64 bits, codebook size at the same rates
 METHODS: dict[str, tuple[type[Quantizer], dict[str, Any], tuple[int, int, int], tuple[int, int, int]]] = {
@@ -121,7 +123,29 @@ def test_gradients_flow_to_the_encoder(method: str, rate: int, dtype: torch.dtyp
     (gradient,) = torch.autograd.grad((weight * quantized.latents).sum() + quantized.penalty, x)
     assert gradient.isfinite().all()
     assert (gradient != 0).float().mean() > 0.9
-    assert ("bits" in quantized.diagnostics) == ("mean" in quantized.diagnostics) == isinstance(quantizer, GaussianQuantizer | TokenBridge)
+    assert (
+        (quantized.posterior is not None)
+        == isinstance(quantizer, PosteriorQuantizer)
+        == isinstance(quantizer, GaussianQuantizer | TokenBridge)
+    )
+
+
+@pytest.mark.parametrize("method", [method for method, (kind, *_) in METHODS.items() if issubclass(kind, PosteriorQuantizer)])
+@at_every_rate
+def test_posteriors_cost_what_they_say(method: str, rate: int) -> None:
+    """Against torch's own divergence; `forward` gives the same ones, detached."""
+    quantizer = make(method, rate)
+    assert isinstance(quantizer, PosteriorQuantizer)
+    x = features(quantizer, 2, 3).requires_grad_()
+    posterior = quantizer.posterior(x)
+    normal = Normal(posterior.mean.double(), (posterior.log_variance.double() / 2).exp())
+    bits = kl_divergence(normal, Normal(torch.zeros((), dtype=torch.float64), 1.0)) / math.log(2)
+    torch.testing.assert_close(posterior.bits.sum(-1).double(), bits.sum(-1), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(posterior.dimension_bits.double(), bits.mean((0, 1)), rtol=1e-5, atol=1e-4)
+    assert posterior.bits.shape == (2, 3, quantizer.tokens_per_position)
+    given = quantizer(x).posterior
+    assert given is not None and posterior.bits.requires_grad and not given.bits.requires_grad
+    assert torch.equal(given.bits, posterior.bits)
 
 
 @pytest.mark.parametrize("method", STRAIGHT_THROUGH)

@@ -82,8 +82,9 @@ def test_the_quantizer(layout: str, dtype: torch.dtype) -> None:
     features = (3 * torch.randn(4, 5, 5, 32, generator=torch.Generator().manual_seed(0))).to(dtype)
     result = quantizer(features)
     assert result.penalty == 0
-    assert (result.diagnostics["bits"] - 16).abs().max() < 1e-3
-    mean, log_variance = quantizer.posterior(features)
+    assert (result.posterior.bits - 16).abs().max() < 1e-3
+    posterior = quantizer.posterior(features)
+    mean, log_variance = posterior.mean, posterior.log_variance
     assert mean.dtype == log_variance.dtype == torch.float32
     assert (bits(quantizer.group(mean), quantizer.group(log_variance)) - 16).abs().max() < 1e-3
     tokens = quantizer.tokenize(features)
@@ -97,7 +98,7 @@ def test_gradients_reach_the_encoder_under_autocast() -> None:
         result = tokenizer.quantizer(tokenizer.backbone.encode(images).movedim(1, -1))
         loss = tokenizer.backbone.decode(result.latents.movedim(-1, 1)).square().mean()
     loss.backward()
-    assert (result.diagnostics["bits"] - 16).abs().max() < 1e-3
+    assert (result.posterior.bits - 16).abs().max() < 1e-3
     gradients = [parameter.grad for parameter in tokenizer.backbone.encoder.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.abs().max() > 0 for gradient in gradients)  # type: ignore[union-attr]

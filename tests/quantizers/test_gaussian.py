@@ -33,7 +33,7 @@ def test_geometry_follows_from_the_rate(bits: int, tokens: int, group: int, layo
     assert found.dtype == torch.int64
     assert quantizer.detokenize(found).shape == (2, 3, 16)
     assert quantizer(x).latents.shape == (2, 3, 16)
-    assert quantizer(x).diagnostics["bits"].shape == (2, 3, tokens)
+    assert quantizer.posterior(x).bits.shape == (2, 3, tokens)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -77,7 +77,7 @@ def test_penalty_is_the_divergence_per_image() -> None:
     mean, std = x[..., :16], (x[..., 16:] / 2).exp()
     nats = kl_divergence(Normal(mean, std), Normal(torch.zeros(()), torch.ones(()))).sum() / 3
     torch.testing.assert_close(result.penalty, 0.25 * nats / math.log(2))
-    torch.testing.assert_close(result.diagnostics["bits"].sum() / 3, nats / math.log(2))
+    torch.testing.assert_close(result.posterior.bits.sum() / 3, nats / math.log(2))
 
 
 def test_forward_samples_the_posterior_in_train_and_eval_alike() -> None:
@@ -125,8 +125,8 @@ def test_a_posterior_begins_near_its_target() -> None:
     """Features of zero cost nothing at log-variance 0; a given start is as if the encoder had given it."""
     x = torch.zeros(1, 6)
     plain, shifted = (GaussianQuantizer(16, latent_channels=3, initial_log_variance=start) for start in (0.0, -8.0))
-    assert plain(x).diagnostics["bits"].item() == 0
-    assert shifted(x).diagnostics["bits"].item() == pytest.approx(3 * (math.exp(-8) + 7) / (2 * math.log(2)))
+    assert plain.posterior(x).bits.item() == 0
+    assert shifted.posterior(x).bits.item() == pytest.approx(3 * (math.exp(-8) + 7) / (2 * math.log(2)))
     given = features(5, 4, channels=3)
     assert torch.equal(shifted.tokenize(given), plain.tokenize(given + torch.tensor([0.0, 0, 0, -8, -8, -8])))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from small import small_tokenizer
+from small import small_training
 
 from gq_lightning import ImageTokenizer, UserError
 from gq_lightning.callbacks import TDC, GaussianQuant
@@ -40,8 +40,8 @@ def test_geometry_follows_from_the_rate(bits: int, each: int) -> None:
     x = features(2, 3)
     tokens = quantizer.tokenize(x)
     assert (tokens.shape, tokens.dtype) == ((2, 3, 16), torch.int64)
-    assert quantizer.detokenize(tokens).shape == quantizer(x).latents.shape == quantizer(x).diagnostics["mean"].shape == (2, 3, 16)
-    assert quantizer(x).diagnostics["bits"].shape == (2, 3, 16), "the divergence of each dimension"
+    assert quantizer.detokenize(tokens).shape == quantizer(x).latents.shape == quantizer.posterior(x).mean.shape == (2, 3, 16)
+    assert quantizer.posterior(x).bits.shape == (2, 3, 16), "the divergence of each dimension"
 
 
 @pytest.mark.parametrize(("bits", "each"), RATES)
@@ -95,12 +95,13 @@ def test_training_is_that_of_the_gaussian_vae() -> None:
 
 @pytest.mark.parametrize("backbone", ["vit", "unet"])
 def test_the_hook_attaches_it_to_a_model_of_gaussian_quant(backbone: str, tmp_path: Path) -> None:
-    tokenizer = small_tokenizer(backbone)
+    training = small_training(backbone)
+    tokenizer = training.tokenizer
     for parameter in tokenizer.backbone.parameters():
         parameter.data.add_(0.01)  # not what another seed's initialisation gives
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     gaussian = tokenizer.eval().reconstruct(images).gaussian
-    GaussianQuant(quantizer=TokenBridge(16, latent_channels=4)).on_fit_end(SimpleNamespace(fast_dev_run=False), tokenizer)  # type: ignore[arg-type]
+    GaussianQuant(quantizer=TokenBridge(16, latent_channels=4)).on_fit_end(SimpleNamespace(fast_dev_run=False), training)  # type: ignore[arg-type]
     assert not any(parameter.requires_grad for parameter in tokenizer.backbone.encoder.parameters())
     result = tokenizer.reconstruct(images)
     assert gaussian is not None
@@ -121,21 +122,20 @@ def test_the_hook_attaches_it_to_a_model_of_gaussian_quant(backbone: str, tmp_pa
 
 
 def test_the_callback_moves_its_multipliers() -> None:
-    tokenizer = small_tokenizer("vit")
-    tokenizer.attach(TokenBridge(8, latent_channels=4))
+    training = small_training("vit", quantizer := TokenBridge(8, latent_channels=4))
     callback, trainer = TDC(), SimpleNamespace(global_step=0, log_every_n_steps=1)
-    tokenizer.log_dict, tokenizer.all_gather = Mock(), Mock(side_effect=lambda local: local)  # type: ignore[method-assign]
-    callback.on_train_start(trainer, tokenizer)  # type: ignore[arg-type]
+    training.log_dict, training.all_gather = Mock(), Mock(side_effect=lambda local: local)  # type: ignore[method-assign]
+    callback.on_train_start(trainer, training)  # type: ignore[arg-type]
     x = torch.zeros(1, 8)
     # one dimension of 6.5 bits, three of none: a mean of 1.6 bits where the target is 2
-    x[:, 0], x[:, 4:] = 3.0, -tokenizer.quantizer.gaussian.initial_log_variance
+    x[:, 0], x[:, 4:] = 3.0, -quantizer.gaussian.initial_log_variance
     trainer.global_step = 1
-    result = tokenizer.quantizer(x)
-    callback.on_train_batch_end(trainer, tokenizer, {"diagnostics": result.diagnostics}, x, 0)  # type: ignore[arg-type]
-    moved = {name: value.item() for name, value in tokenizer.state_dict().items() if "lambda" in name}
-    prefix = "quantizer.gaussian.tdc.lambda_"
+    result = quantizer(x)
+    callback.on_train_batch_end(trainer, training, {"posterior": result.posterior}, x, 0)  # type: ignore[arg-type]
+    moved = {name: value.item() for name, value in training.state_dict().items() if "lambda" in name}
+    prefix = "tokenizer.quantizer.gaussian.tdc.lambda_"
     assert moved == pytest.approx({f"{prefix}min": 1 / 1.01, f"{prefix}mean": 1 / 1.01, f"{prefix}max": 1.01})
-    again = tokenizer.quantizer(x).penalty
+    again = quantizer(x).penalty
     torch.testing.assert_close(again, 1.01 * result.penalty)
 
 

@@ -1,0 +1,1 @@
+"""Callbacks that save: checkpoints, resuming to the bit, signals, lost ranks."""

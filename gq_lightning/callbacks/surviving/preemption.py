@@ -1,0 +1,128 @@
+"""A training that is told to make room: on SIGTERM it writes checkpoints/last.ckpt and ends; on SLURM's warning it is also requeued.
+
+    signal -> the step that is being made, and the validation that is due -> last.ckpt -> [scontrol requeue] -> one line, exit status
+
+Lightning's own handlers do not wait for the step to be complete: one saves in the middle of it, the other talks to the other ranks
+from there. Here a handler only takes a note; after each step the ranks agree whether any of them has one, and end at the same step.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from gq_lightning.callbacks.surviving.last_checkpoint import last_checkpoint, validation_is_due
+from gq_lightning.distributed import any_over_ranks, is_distributed
+
+
+class Preemption(Callback):
+    """Takes the place of Lightning's signal handlers. The exit status is 128 + the signal's number: 143 for SIGTERM, 138 for SIGUSR1.
+
+    LastCheckpoint writes the checkpoint, never in the middle of an accumulation. Before the first step, and after the last one, there is
+    nothing to write, and a signal ends the process at once.
+
+    Under SLURM (as Lightning finds by itself where srun is used) SIGUSR1, or `requeue_signal` of the SLURMEnvironment, has the job put
+    back into its queue, unless the environment says `auto_requeue: false`.
+    """
+
+    def __init__(self) -> None:
+        self._signal, self._step = 0, 0
+        self._training = self._complete = False
+        self._before: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and threading.current_thread() is threading.main_thread():
+            trainer._signal_connector.register_signal_handlers = lambda: self._listen(trainer)  # type: ignore[method-assign]
+            # which tells the others of the first rank's signal, before each batch: here any rank's is told, after it
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def _listen(self, trainer: Trainer) -> None:
+        self._signal, self._training = 0, False
+        trainer._signal_connector.received_sigterm = False
+        signals: list[int] = [signal.SIGTERM]
+        if (requeue := _requeue_signal(trainer)) is not None:
+            signals.append(requeue)
+        self._before = {number: signal.signal(number, lambda number, frame: self._hear(trainer, number, frame)) for number in signals}
+
+    def _hear(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
+        if not self._signal and (launcher := trainer.strategy.launcher) is not None:
+            launcher.kill(number)  # the ranks that this process has begun
+        self._signal = self._signal or number
+        if not self._training:
+            raise SIGTERMException
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training, self._step = True, trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._complete, self._step = trainer.global_step != self._step, trainer.global_step
+        if self._complete and not validation_is_due(trainer):
+            self._agree(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and self._training and self._complete:
+            self._agree(trainer, pl_module)
+
+    def _agree(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """If any rank was told to stop, LastCheckpoint, which comes next, saves, and then Lightning's loop raises SIGTERMException."""
+        told = bool(self._signal)
+        if is_distributed():
+            told = bool(any_over_ranks(torch.tensor(told, dtype=torch.uint8, device=pl_module.device)))
+        trainer._signal_connector.received_sigterm = told
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = False
+        if self._signal:
+            raise SIGTERMException
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, SIGTERMException):
+            self.teardown(trainer, pl_module, "fit")
+            return
+        for each in self._before:
+            signal.signal(each, signal.SIG_IGN)  # a second one would only spoil the way out
+        number = self._signal or signal.SIGTERM
+        exception.code = 128 + number
+        if not trainer.is_global_zero:
+            if isinstance(_environment(trainer), LightningEnvironment):
+                exception.code = 0  # else Lightning's launcher would kill the first rank, which has more to do
+            return
+        path, name = last_checkpoint(trainer), signal.Signals(number).name
+        saved = f"{path} is {'written' if trainer.received_sigterm else 'as it was'}" if path.exists() else "there is no checkpoint"
+        requeued = _requeue() if number == _requeue_signal(trainer) else "the same command with --ckpt_path last goes on from there"
+        print(f"stopped by {name} after step {trainer.global_step}: {saved}; {requeued}", file=sys.stderr, flush=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def _environment(trainer: Trainer) -> Any:
+    return getattr(trainer.strategy, "cluster_environment", None) or trainer._accelerator_connector.cluster_environment
+
+
+def _requeue_signal(trainer: Trainer) -> int | None:
+    environment = _environment(trainer)
+    return environment.requeue_signal if isinstance(environment, SLURMEnvironment) and environment.auto_requeue else None
+
+
+def _requeue() -> str:
+    """Puts the SLURM job back into its queue, and says whether that went well."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=30)
+        problem = done.stderr.strip() or f"exit status {done.returncode}" if done.returncode else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    return f"job {job} is requeued" if problem is None else f"job {job} could not be requeued ({problem}): submit it again"

@@ -1,0 +1,1 @@
+"""Callbacks that report: curves, pictures, advice, and what went wrong."""

@@ -1,0 +1,113 @@
+"""Says, once each, what does not go as it should in a training under the target divergence, and what to change."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from gq_lightning.callbacks.tdc import TDC
+from gq_lightning.errors import UserError
+from gq_lightning.quantizers.base import PosteriorQuantizer
+from gq_lightning.quantizers.tdc import HIGHEST, LOWEST, TargetDivergence
+from gq_lightning.training.module import TokenizerTraining, is_logging_step
+
+OPTION = "model.quantizer.init_args"
+# of the tokens of a batch: fewer outside the band are no reason to change anything
+SHARE = 0.05
+# of what a dimension costs on average: one that costs less tells the decoder nothing
+DEAD = 0.01
+
+
+class Advice(Callback):
+    """Looks at the batches of rank 0 at the trainer's logging steps, and warns of
+
+    - bits per token that have not come to their target on average after `patience` steps,
+    - a multiplier that has been at its bound for as long, while a twentieth of the tokens is still on the wrong side,
+    - latent dimensions that have cost next to nothing for as long: the encoder does not use them.
+
+    A codebook that collapses is told by the validation, a loss that is not finite stops the training (`NonFinite`).
+
+    Args:
+        patience: steps. A multiplier crosses its whole range in 1 389 of them at the default factor of 1.01.
+    """
+
+    def __init__(self, patience: int = 3000) -> None:
+        if patience < 1:
+            raise UserError(f"advice.patience {patience}: give a positive number of steps")
+        self.patience = patience
+        self._said: set[str] = set()
+        self._since: dict[str, int] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._said, self._since = set(), {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not (trainer.is_global_zero and is_logging_step(trainer)):
+            return
+        assert isinstance(pl_module, TokenizerTraining)
+        quantizer, posterior, step = pl_module.tokenizer.quantizer, outputs["posterior"], trainer.global_step
+        if not isinstance(quantizer, PosteriorQuantizer):
+            return
+        if quantizer.tdc is not None and any(isinstance(callback, TDC) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            self._target(step, quantizer.tdc, posterior.bits)
+        self._dimensions(step, posterior.dimension_bits)
+
+    def _target(self, step: int, tdc: TargetDivergence, bits: Tensor) -> None:
+        mean, below, above = torch.stack(
+            [bits.mean(), (bits < tdc.target_bits - tdc.alpha).float().mean(), (bits > tdc.target_bits + tdc.alpha).float().mean()]
+        ).tolist()
+        goal = f"{tdc.target_bits:g} ± {tdc.alpha:g}"
+        cure = "lower" if mean < tdc.target_bits else "raise"
+        self._watch(
+            "target",
+            step,
+            abs(mean - tdc.target_bits) > tdc.alpha,
+            f"tokens cost {mean:.1f} bits on average, where {goal} are the target: train longer, raise {OPTION}.tdc_beta ({tdc.beta:g}), "
+            f"which moves the multipliers faster, or {cure} {OPTION}.penalty_weight",
+        )
+        for name, share, side, change in (
+            ("lambda_min", below, "below", f"train longer, give more {OPTION}.latent_channels, or lower the rate"),
+            ("lambda_max", above, "above", f"raise {OPTION}.penalty_weight, or the rate"),
+            ("lambda_mean", below + above, "beside", f"change {OPTION}.penalty_weight by a factor of ten"),
+        ):
+            value = float(getattr(tdc, name))
+            self._watch(
+                name,
+                step,
+                share > SHARE and (value <= LOWEST * 1.001 or value >= HIGHEST * 0.999),
+                f"{name} is at its bound, {value:g}, and {share:.0%} of the tokens are still {side} {goal} bits: {change}",
+            )
+
+    def _dimensions(self, step: int, dimension_bits: Tensor) -> None:
+        values = dimension_bits.tolist()
+        least = DEAD * sum(values) / len(values)
+        for index, value in enumerate(values):
+            self._wait(f"dimension {index}", step, value < least)
+        dead = [index for index in range(len(values)) if self._lasting(f"dimension {index}", step)]
+        if dead:
+            self._say(
+                "dimensions",
+                f"{len(dead)} of {len(values)} latent dimensions ({', '.join(map(str, dead))}) have carried next to nothing for "
+                f"{self.patience} steps: give fewer {OPTION}.latent_channels, lower {OPTION}.penalty_weight, or change model.learning_rate",
+            )
+
+    def _watch(self, name: str, step: int, wrong: bool, text: str) -> None:
+        self._wait(name, step, wrong)
+        if self._lasting(name, step):
+            self._say(name, f"for {self.patience} steps {text}")
+
+    def _wait(self, name: str, step: int, wrong: bool) -> None:
+        if wrong:
+            self._since.setdefault(name, step)
+        else:
+            self._since.pop(name, None)
+
+    def _lasting(self, name: str, step: int) -> bool:
+        return name in self._since and step - self._since[name] >= self.patience
+
+    def _say(self, name: str, text: str) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            rank_zero_warn(text)

@@ -1,0 +1,52 @@
+"""What to watch while it trains: the spread of bits per token, images per second, memory. Only at the trainer's logging steps."""
+
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gq_lightning.training.module import is_logging_step
+
+
+class Diagnostics(Callback):
+    """Logs `bits/min|mean|max` over all ranks, `images_per_second` over all ranks, a histogram of bits per token (of rank 0), the
+    largest `memory_gib` so far (of rank 0), and how many broken pictures were skipped, if any."""
+
+    def __init__(self) -> None:
+        self._images, self._since = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images, self._since = 0, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._images += len(batch)
+        if not is_logging_step(trainer):
+            return
+        if (posterior := outputs["posterior"]) is not None:
+            bits = posterior.bits
+            for name, value, reduce in (("min", bits.amin(), "min"), ("mean", bits.mean(), "mean"), ("max", bits.amax(), "max")):
+                pl_module.log(f"bits/{name}", value, reduce_fx=reduce, sync_dist=True, prog_bar=name == "mean")
+            if trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    if isinstance(logger, TensorBoardLogger):
+                        logger.experiment.add_histogram("bits_per_token", bits.flatten().float().cpu(), trainer.global_step)
+        now = time.perf_counter()
+        rate = self._images * trainer.world_size / max(now - self._since, 1e-9)
+        pl_module.log_dict({"images_per_second": rate, "memory_gib": peak_memory(pl_module.device) / 2**30})
+        if skipped := trainer.datamodule.skipped:  # type: ignore[attr-defined]
+            pl_module.log("skipped_pictures", float(skipped), prog_bar=True)
+        self._images, self._since = 0, now
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes that tensors have taken of the accelerator at most, or, on a CPU, this process of the machine."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return float("nan")
+    import resource  # Unix alone has it
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024.0)

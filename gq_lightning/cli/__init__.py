@@ -1,0 +1,1 @@
+"""The command line: `fit` and its like by LightningCLI, and the tools."""

@@ -1,0 +1,266 @@
+"""The command line: LightningCLI (fit, validate, test, predict) and the tools of `commands`.
+
+What every run has stands here: the links by which a width or an image size is typed once, the callbacks common to all, and the run's
+folder runs/NAME with config.yaml, checkpoints, TensorBoard events, metrics.json, reconstructions.png and tokenizer/.
+"""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.plugins.io import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+from gq_lightning.callbacks import (
+    Acceleration,
+    Advice,
+    BrokenPictures,
+    CheckpointFiles,
+    Diagnostics,
+    ExactResume,
+    Export,
+    LastCheckpoint,
+    LostRanks,
+    NonFinite,
+    Preemption,
+    Reconstructions,
+    TokenWriter,
+)
+from gq_lightning.callbacks.watching.broken_pictures import REPORT
+from gq_lightning.callbacks.watching.non_finite import FOLDER as NON_FINITE
+from gq_lightning.cli import tools as commands
+from gq_lightning.data import ImageDataModule
+from gq_lightning.errors import UserError
+from gq_lightning.evaluation.summary import Format, render, summarize
+from gq_lightning.training.module import TokenizerTraining
+
+HELP = """\
+usage: python -m gq_lightning COMMAND …       (every COMMAND has --help)
+
+train and measure, configured by YAML files and --key value:
+  fit           train, convert to a tokenizer by Gaussian Quant, measure
+  validate      metrics of a checkpoint on the data's evaluation set
+  test          the same, with rFID
+  predict       tokens of the evaluation set, as files
+  summary       parameters, FLOPs and tokens of what fit would train
+
+tools:
+  weights       fetch and verify the LPIPS and Inception weights
+  shard         a folder of pictures to tar shards, for configs/data/shards.yaml
+  convert       RUN_OR_CKPT: Gaussian Quant by hand, to a tokenizer's folder
+  import-checkpoint  FILE.ckpt of the authors' code, to a tokenizer's folder
+  encode        pictures to token files
+  decode        token files to PNG
+  evaluate      metrics of a tokenizer on a folder of images
+"""
+
+
+def _parser_settings(run: bool) -> dict[str, Any]:
+    settings = {"description": "Images to discrete tokens by Gaussian Quant.", "prog": "python -m gq_lightning", "exit_on_error": False}
+    # Lightning takes the settings of the parser and of each command's parser
+    return {**settings, **{command: {"exit_on_error": False} for command in LightningCLI.subcommands()}} if run else settings
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, without the "Epoch 3/-2" of a run whose length is given in steps."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        limited = self.trainer.max_epochs not in (None, -1)
+        return super()._get_train_description(current_epoch) if limited else f"Epoch {current_epoch}, {self.trainer.max_steps} steps in all"
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # what the post-training hook prints is to be the last word
+        self._stop_progress()
+
+
+class CommandLine(LightningCLI):
+    """`fit`, `validate`, `test` and `predict` of a TokenizerTraining on an ImageDataModule."""
+
+    def __init__(self, args: list[str], run: bool = True) -> None:
+        super().__init__(
+            TokenizerTraining,
+            ImageDataModule,
+            # validate and its like must not write over the config of the run that they look at
+            save_config_callback=SaveConfigCallback if args[:1] == ["fit"] else None,
+            # the run's folder is ours to guard, see _claim_folder
+            save_config_kwargs={"overwrite": True},
+            trainer_class=Trainer,
+            subclass_mode_data=True,
+            args=args,
+            run=run,
+            parser_kwargs=_parser_settings(run),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", default="default", help="name of the run; its folder is RUNS/NAME")
+        parser.add_argument("--runs", default="runs", help="folder of all runs")
+        parser.add_argument("--overwrite", type=bool, default=False, help="let fit write over a run of the same name")
+        parser.add_argument(
+            "--ema_decay", type=float | None, default=None, help="decay of an average of the weights, for evaluation and export"
+        )
+        parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process; null leaves it to torch")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(Advice, "advice")
+        parser.add_lightning_class_args(Acceleration, "acceleration")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/psnr",
+                "checkpoint.mode": "max",
+                # before the epoch ends, so that the last checkpoint, which comes next, knows of it
+                "checkpoint.save_on_train_epoch_end": False,
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        for width in ("encoder_channels", "latent_channels"):
+            parser.link_arguments(
+                "model.quantizer",
+                f"model.backbone.init_args.{width}",
+                compute_fn=lambda quantizer, width=width: getattr(quantizer, width),
+                apply_on="instantiate",
+            )
+        parser.link_arguments("data.init_args.image_size", "model.backbone.init_args.image_size")
+        parser.link_arguments(("runs", "name"), "trainer.default_root_dir", compute_fn=lambda runs, name: str(Path(runs) / name))
+
+    def before_instantiate_classes(self) -> None:
+        if (threads := self._get(self.config, "threads")) is not None:
+            torch.set_num_threads(threads)
+        for theirs, ours in (("accumulate_grad_batches", "accumulate"), ("gradient_clip_val", "gradient_clip")):
+            if (value := self._get(self.config, f"trainer.{theirs}")) not in (None, 1):
+                raise UserError(f"trainer.{theirs}: use model.{ours} {value:g}, which serves generator and discriminator alike")
+        run = Path(self._get(self.config, "trainer.default_root_dir"))
+        if self.subcommand == "fit":
+            self._claim_folder(run)
+        checkpoints = Path(self._get(self.config, "checkpoint.dirpath") or run / "checkpoints")
+        if self._get(self.config, "ckpt_path") == "last" and not any(checkpoints.glob("last*.ckpt")):
+            if self.subcommand != "fit":
+                raise UserError(f"{checkpoints}: there is no last checkpoint to {self.subcommand}: give --ckpt_path a file")
+            # so that one command serves to begin and to go on
+            rank_zero_info(f"{checkpoints}: no last checkpoint yet, the training begins at its beginning")
+
+    @rank_zero_only
+    def _claim_folder(self, run: Path) -> None:
+        """Two runs in one folder would mix their checkpoints and curves."""
+        written = run / "config.yaml"
+        if not written.exists() or self._get(self.config, "ckpt_path") or self._get(self.config, "trainer.fast_dev_run"):
+            return
+        if not self._get(self.config, "overwrite"):
+            choices = "--ckpt_path last resumes it, --overwrite true replaces it, --name chooses another"
+            raise UserError(f"{run}: a run is there already; {choices}")
+        for pattern in (
+            "events.out.tfevents.*",
+            "checkpoints/*.ckpt",
+            "tokenizer/*",
+            "metrics.json",
+            "reconstructions.png",
+            "config.yaml",
+            REPORT,
+            f"{NON_FINITE}/*",
+        ):
+            for path in run.glob(pattern):
+                path.unlink()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        run = Path(self._get(self.config_init, "trainer.default_root_dir"))
+        callbacks = [
+            ExactResume(),
+            NonFinite(),
+            LearningRateMonitor("step"),
+            Reconstructions(),
+            Diagnostics(),
+            BrokenPictures(),
+            TokenWriter(),
+        ]
+        if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
+            callbacks.append(ProgressBar())
+        # after the bar, which is to be gone before a last word
+        callbacks += [Preemption(), LostRanks()]
+        if (decay := self._get(self.config_init, "ema_decay")) is not None:
+            # buffers are the multipliers and the codebook: they are copied, an average of them means nothing
+            callbacks.append(EMAWeightAveraging(decay=decay, use_buffers=False))
+        if self._get(self.config_init, "trainer.logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(run.parent, name=run.name, version="")
+        else:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+        plugins = self._get(self.config_init, "trainer.plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, CheckpointFiles()]
+        extra = self._get(self.config_init, "trainer.callbacks") or []
+        # the common ones first: the post-training hook of the quantizer's file is to see averaged weights. The export follows it
+        kwargs["callbacks"] = [*callbacks, *(extra if isinstance(extra, list) else [extra])]
+        return super().instantiate_trainer(**kwargs)
+
+
+class SummaryCommand(CommandLine):
+    """`summary`: the arguments of `fit`, of which the model alone is built, on the meta device. It needs no data and no weights."""
+
+    def __init__(self, args: list[str]) -> None:
+        # the loss would fetch the weights of LPIPS; nothing is drawn, so there is nothing to seed
+        super().__init__([*args, "--model.loss=null", "--seed_everything=false"], run=False)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--format", type=Format, default="table", help="how to print it")
+        # a run's config.yaml has them; no checkpoint is read
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="ignored")
+        parser.add_argument("--weights_only", type=bool | None, default=None, help="ignored")
+
+    def instantiate_classes(self) -> None:
+        size = self._get(self.config, "data.init_args.image_size")
+        with torch.device("meta"):
+            self.model = self.parser.instantiate_classes(Namespace(model=self.config.model)).model
+        rendered = render(summarize(self.model.tokenizer, size, self.model), self.config.format)
+        if isinstance(rendered, str):
+            print(rendered)  # to be read by other programs, or pasted: neither wrapped nor coloured
+        else:
+            Console().print(rendered)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status. Wrong input gives one line on standard error, and 2."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    # advice about a product, and about workers where photographs in memory need none
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # the state after the step is the one to keep
+    warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
+    # said by us
+    warnings.filterwarnings("ignore", message=".*there is no last checkpoint available.*")
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+    try:
+        if args[0] in commands.COMMANDS:
+            return commands.run(args)
+        if args[0] == "summary":
+            SummaryCommand(args[1:])
+            return 0
+        if args[0] not in LightningCLI.subcommands():
+            known = ", ".join([*LightningCLI.subcommands(), "summary", *commands.COMMANDS])
+            raise UserError(f"{args[0]} is no command; there are {known}")
+        CommandLine(args)
+        return 0
+    except ArgumentError as error:
+        print(f"error: {' '.join(str(error).split())} (see python -m gq_lightning {args[0]} --help)", file=sys.stderr)
+        return 2
+    except (UserError, MisconfigurationException, FileNotFoundError) as error:
+        # from a worker process the message is a traceback whose last line is ours
+        line = str(error).strip().splitlines()[-1]
+        print(f"error: {line.removeprefix(f'{type(error).__module__}.{type(error).__qualname__}: ')}", file=sys.stderr)
+        return 2

@@ -1,0 +1,1 @@
+"""Picture files: finding them in folders, and reading one."""

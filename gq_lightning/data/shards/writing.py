@@ -1,0 +1,172 @@
+"""A folder of pictures to shards that disks and networks read faster than a million files.
+
+FOLDER --list_pictures--> names in order --> OUT/train-000000.tar, OUT/train-000000.json, OUT/train-000001.tar, ...
+
+Plain tar archives, as WebDataset's tools read them: files under their own names relative to FOLDER, bytes unchanged, neither times nor
+owners: one folder gives the same bytes everywhere. A shard is there whole or not at all, its index before it, and a call that was
+interrupted goes on behind the last one.
+"""
+
+import io
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+from uuid import uuid4
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from gq_lightning.data.module import cores
+from gq_lightning.data.pictures.listing import list_pictures
+from gq_lightning.data.pictures.progress import progress
+from gq_lightning.data.pictures.reading import BrokenImage, load_picture, open_file
+from gq_lightning.data.shards.module import LARGEST, Shard, read_shard, write_index
+from gq_lightning.data.shards.tar import BLOCK
+from gq_lightning.errors import UserError, printable
+
+logger = logging.getLogger("gq_lightning.data")
+
+WhenBroken = Literal["leave-out", "keep", "unchecked"]
+
+
+class Written(NamedTuple):
+    """What is there when all is written: how many shards, how many pictures in them, and why others were left out, by name."""
+
+    shards: int
+    pictures: int
+    left_out: dict[str, str]
+
+
+class _Files(Dataset[tuple[bytes | None, str | None]]):
+    """The bytes of files, None where they cannot be read; and what is wrong with them, None where nothing is known to be."""
+
+    def __init__(self, folder: Path, names: Sequence[str], check: bool) -> None:
+        self.folder, self.names, self.check = folder, names, check
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[bytes | None, str | None]:
+        try:
+            with open_file(self.folder / self.names[index]) as file:
+                content = file.read(LARGEST + 1)
+        except OSError as error:
+            return None, error.strerror or str(error)
+        if len(content) > LARGEST:
+            return None, "too many bytes for a picture"
+        try:
+            if self.check:
+                load_picture(io.BytesIO(content), ".")
+        except BrokenImage as error:
+            return content, str(error).removeprefix(".: ")
+        return content, None
+
+
+def write_shards(
+    folder: Path, out: Path, split: str = "train", megabytes: float = 256, broken: WhenBroken = "leave-out", workers: int = 2
+) -> Written:
+    """Writes the pictures of `folder` to shards of at most `megabytes` (10^6 bytes) in `out`; those that are there already stay.
+
+    Args:
+        split: what the shards' names begin with.
+        broken: what becomes of pictures that cannot be decoded, each of which is named in a warning: `leave-out` or `keep`;
+            `unchecked` decodes none, and is as fast as the disks. Files that cannot be read are left out in any case.
+        workers: processes that read and decode, at most one a core.
+
+    Raises:
+        UserError: `folder` has no pictures that can be read, `out` has shards of other pictures, or cannot be written.
+    """
+    if split != Path(split).name or not split or split.startswith("."):
+        raise UserError(f"--split {split}: give the beginning of the shards' names, such as train")
+    if not (megabytes > 0 and workers >= 0):
+        raise UserError(f"--size {megabytes:g} --workers {workers}: give a positive size, and 0 workers or more")
+    names = list_pictures(folder)
+    finished = _finished(folder, out, split, names)
+    left_out = {name: reason for shard in finished for name, reason in shard.left_out.items()}
+    pictures = sum(len(shard.names) for shard in finished)
+    done = pictures + len(left_out)
+    files = _Files(folder, names[done:], broken != "unchecked")
+    loader = DataLoader(files, batch_size=None, num_workers=min(workers, cores()), generator=torch.Generator())
+    contents = zip(files.names, loader, strict=True)  # starts the workers, which are not to inherit the bar's thread
+    number, growing = len(finished), None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with progress(f"writing {out}, pictures", len(names)) as advance:
+            advance(done)
+            for name, (content, reason) in contents:
+                keep = content is not None and (reason is None or broken == "keep")
+                if reason is not None:
+                    logger.warning("%s a broken picture: %s: %s", "kept" if keep else "left out", printable(folder / name), reason)
+                if keep and growing is not None and growing.pictures and growing.size + BLOCK + len(content) > megabytes * 1e6:
+                    growing.finish()
+                    number, growing = number + 1, None
+                growing = growing or _Growing(out / f"{split}-{number:06d}.tar")
+                if keep:
+                    growing.add(name, content)
+                    pictures += 1
+                else:
+                    growing.left_out[name] = left_out[name] = reason
+                advance(1)
+        if growing is not None and growing.pictures:
+            growing.finish()
+            number += 1
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}: make room, or choose another --out") from error
+    finally:
+        if growing is not None:
+            growing.discard()
+    if not pictures:
+        raise UserError(f"none of the {len(names)} pictures of {folder} could be read: nothing was written")
+    return Written(number, pictures, left_out)
+
+
+def _finished(folder: Path, out: Path, split: str, names: list[str]) -> list[Shard]:
+    """The shards that are there already, which must be the first of those that are to be written."""
+    shards, done = list[Shard](), 0
+    for path in sorted(path for path in out.glob("*.tar") if re.fullmatch(re.escape(split) + r"-\d{6,}\.tar", path.name)):
+        shard = read_shard(path)
+        held = sorted([*shard.names, *shard.left_out])
+        if path.name != f"{split}-{len(shards):06d}.tar" or held != names[done : done + len(held)]:
+            raise UserError(f"{path} has other pictures than those of {folder} that are due: choose another --out, or delete its shards")
+        shards.append(shard)
+        done += len(held)
+    return shards
+
+
+class _Growing:
+    """A shard under a temporary name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f".{uuid4().hex}.partial")
+        self.left_out: dict[str, str] = {}
+        self.pictures = 0
+        self._file = self.temporary.open("wb")
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape")
+
+    @property
+    def size(self) -> int:
+        return self._file.tell()
+
+    def add(self, name: str, content: bytes) -> None:
+        header = tarfile.TarInfo(name)
+        header.size = len(content)
+        self._tar.addfile(header, io.BytesIO(content))
+        self.pictures += 1
+
+    def finish(self) -> None:
+        """The index first: where the shard is, it is whole and has one."""
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        write_index(self.path, self.temporary, self.left_out)
+        os.replace(self.temporary, self.path)
+
+    def discard(self) -> None:
+        """Removes what is there under the temporary name."""
+        self._file.close()
+        self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""One evaluation for the end of fit and for the command line: measure what a receiver of the tokens sees, write it down, draw it."""
+
+import contextlib
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from rich.progress import track
+from torch import Tensor
+
+from gq_lightning.data.pictures.reading import BrokenImage, to_picture
+from gq_lightning.data.sets import PictureSet
+from gq_lightning.errors import UserError
+from gq_lightning.files import write_whole
+from gq_lightning.metrics import ReconstructionMetrics
+from gq_lightning.tokenizer.module import ImageTokenizer, Reconstruction
+
+
+@torch.no_grad()
+def evaluate(
+    tokenizer: ImageTokenizer, batches: Iterable[Tensor], rfid: bool = True, progress: bool = True, gaussian_rfid: bool = True
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1].
+
+    Under torch.distributed each rank passes its own batches and all get the metrics of all images.
+
+    Returns:
+        The metrics by name, and the protocol by which they were measured.
+
+    Raises:
+        UserError: there is no image.
+    """
+    training = tokenizer.training
+    tokenizer.eval()
+    metrics = ReconstructionMetrics.of(tokenizer.quantizer, tokenizer.downsampling, rfid, gaussian_rfid).to(tokenizer.device)
+    begin, images = time.perf_counter(), 0
+    for batch in track(batches, description="Evaluating", disable=not progress, transient=True):
+        batch = batch.to(tokenizer.device)
+        result = tokenizer.reconstruct(batch)
+        metrics.update(batch, result.images, result.tokens, result.gaussian, result.bits)
+        images += len(batch)
+    if not images and not torch.distributed.is_initialized():
+        raise UserError("no image to evaluate: the data's evaluation set is empty")
+    values = {name: float(value) if isinstance(value, float) else int(value) for name, value in metrics.compute().items()}
+    values["evaluation_seconds"] = round(time.perf_counter() - begin, 2)
+    tokenizer.train(training)
+    return values, metrics.protocol()
+
+
+def write_metrics(path: Path, values: Mapping[str, Any], protocol: Mapping[str, Any], data: Mapping[str, Any], **facts: Any) -> None:
+    """Writes metrics.json: the numbers, and everything needed to repeat them or to refuse a comparison."""
+    machine = {"platform": platform.platform(), "processors": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        machine["accelerator"] = torch.cuda.get_device_name()
+    content = {**values, **facts, "protocol": {**protocol, "data": dict(data)}, "machine": machine}
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Image.Image:
+    """A picture of three labelled rows: original, Gaussian (decoded from the posterior mean; left out where there is none), quantised.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1], one column each.
+        result: their reconstructions.
+        scale: enlargement of small images, by whole pixels; None picks one that shows them at about 128 pixels.
+    """
+    rows = [("original", images), ("quantised", result.images)]
+    if result.gaussian is not None:
+        rows.insert(1, ("Gaussian", result.gaussian))
+    height, width = images.shape[-2:]
+    scale = scale or max(1, round(128 / height))
+    margin, gap = 96, 4
+    size = (margin + len(images) * (width * scale + gap), len(rows) * (height * scale + gap) + gap)
+    canvas = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)
+    for i, (label, row) in enumerate(rows):
+        top = gap + i * (height * scale + gap)
+        pen.text((margin - 8, top + height * scale // 2), label, fill="black", font=font, anchor="rm")
+        for j, image in enumerate(row):
+            picture = to_picture(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            canvas.paste(picture, (margin + j * (width * scale + gap), top))
+    return canvas
+
+
+def some_images(dataset: PictureSet, count: int) -> Tensor:
+    """`count` images spread evenly over a dataset, the same at every call; pictures that cannot be read are left out."""
+    last = len(dataset) - 1
+    steps = max(min(count, len(dataset)) - 1, 1)
+    indices = sorted({round(i * last / steps) for i in range(min(count, len(dataset)))})
+    found = []
+    for index in indices:
+        with contextlib.suppress(BrokenImage):
+            found.append(dataset[index])
+    if not found:
+        raise UserError("no readable image in the evaluation set")
+    return torch.stack(found)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    write_whole(path, encoded.getvalue())

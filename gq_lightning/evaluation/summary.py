@@ -1,0 +1,128 @@
+"""What a tokenizer costs and gives, before it is trained: parameters, FLOPs per image and the geometry of its tokens.
+
+A module on the meta device has shapes and no values, so the largest model is described in seconds, without memory, data or weights.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gq_lightning.theory import bits_per_pixel
+from gq_lightning.tokenizer import ImageTokenizer
+
+Format = Literal["table", "json", "markdown"]
+CONVENTION = "FLOPs: 2 per multiply-accumulate, of the convolutions, linear layers and attention of the backbone"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of one tokenizer at one image size.
+
+    Attributes:
+        backbone, quantizer: names of the classes.
+        image_size: side of the image that FLOPs and tokens belong to, in pixels.
+        parameters: parameters of `encoder`, `decoder`, `quantizer` and `total`, which is what a saved tokenizer has. Buffers (a
+            random codebook, multipliers, moving averages) are none.
+        training_only: parameters of what else the model has, such as an adversary.
+        encode_flops, decode_flops: per image, by `CONVENTION`. What the quantizer computes is not in it.
+        tokens_per_position, codebook_size, bits_per_position, bits_per_pixel: of the quantizer.
+        tokens_per_image: on the whole grid.
+    """
+
+    backbone: str
+    quantizer: str
+    image_size: int
+    parameters: dict[str, int]
+    training_only: dict[str, int]
+    encode_flops: int
+    decode_flops: int
+    tokens_per_position: int
+    codebook_size: int
+    bits_per_position: float
+    bits_per_pixel: float
+    tokens_per_image: int
+
+
+def summarize(tokenizer: ImageTokenizer, image_size: int, training: nn.Module | None = None) -> Summary:
+    """The summary of a tokenizer, on the meta device or on another, for images of `image_size` x `image_size` pixels.
+
+    Args:
+        training: the module that trains it, whose other children are counted as `training_only`.
+
+    Raises:
+        UserError: the backbone does not accept that size.
+    """
+    backbone, quantizer, device = tokenizer.backbone, tokenizer.quantizer, tokenizer.backbone.last_layer.device
+    side = image_size // tokenizer.downsampling
+    parameters = {"encoder": _count(backbone.encoder), "decoder": _count(backbone.decoder), "quantizer": _count(quantizer)}
+    parameters["total"] = _count(backbone) + parameters["quantizer"]
+    children = () if training is None else training.named_children()
+    others = {name: _count(child) for name, child in children if child is not tokenizer}
+    return Summary(
+        backbone=type(backbone).__name__,
+        quantizer=type(quantizer).__name__,
+        image_size=image_size,
+        parameters=parameters,
+        training_only={name: count for name, count in others.items() if count},
+        encode_flops=_flops(backbone.encode, torch.empty(1, 3, image_size, image_size, device=device)),
+        decode_flops=_flops(backbone.decode, torch.empty(1, quantizer.latent_channels, side, side, device=device)),
+        tokens_per_position=quantizer.tokens_per_position,
+        codebook_size=quantizer.codebook_size,
+        bits_per_position=quantizer.bits_per_position,
+        bits_per_pixel=bits_per_pixel(quantizer.bits_per_position, tokenizer.downsampling),
+        tokens_per_image=side * side * quantizer.tokens_per_position,
+    )
+
+
+def render(summary: Summary, form: Format = "table") -> Table | str:
+    """A rich table, a JSON object, or a markdown table of one row that can be appended to others."""
+    if form == "json":
+        return json.dumps(dataclasses.asdict(summary), indent=2)
+    size = f"{summary.image_size}x{summary.image_size}"
+    millions = {name: f"{count / 1e6:.2f} M" for name, count in summary.parameters.items()}
+    if form == "markdown":
+        cells = {
+            "backbone": summary.backbone,
+            "quantizer": summary.quantizer,
+            "encoder": millions["encoder"],
+            "decoder": millions["decoder"],
+            "quantizer's own": millions["quantizer"],
+            "parameters": millions["total"],
+            f"GFLOPs encode, {size}": f"{summary.encode_flops / 1e9:.1f}",
+            "decode": f"{summary.decode_flops / 1e9:.1f}",
+            "tokens": f"{summary.tokens_per_image:,} of {summary.codebook_size:,}",
+            "bits per pixel": f"{summary.bits_per_pixel:.4g}",
+        }
+        return "\n".join(f"| {' | '.join(row)} |" for row in (cells.keys(), ["---"] * len(cells), cells.values()))
+    title = f"{summary.backbone} and {summary.quantizer}, images of {size}"
+    table = Table("", "", "exactly", title=title, title_justify="left", caption=CONVENTION, caption_justify="left")
+    besides = {f"{name} (in training only)": count for name, count in summary.training_only.items()}
+    for name, count in (summary.parameters | besides).items():
+        table.add_row(f"parameters, {name}", f"{count / 1e6:.2f} M", f"{count:,}")
+    table.add_section()
+    for verb, flops in (("encode", summary.encode_flops), ("decode", summary.decode_flops)):
+        table.add_row(f"GFLOPs per image, {verb}", f"{flops / 1e9:.1f}", f"{flops:,}")
+    table.add_section()
+    for name in ("tokens_per_position", "codebook_size", "bits_per_position", "bits_per_pixel", "tokens_per_image"):
+        value = getattr(summary, name)
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.7g}", "")
+    return table
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@torch.no_grad()
+def _flops(function: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    # scaled_dot_product_attention is counted, too: on the meta device as the two matrix products that it is
+    with FlopCounterMode(display=False) as counter:
+        function(x)
+    return counter.get_total_flops()

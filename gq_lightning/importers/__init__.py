@@ -1,0 +1,1 @@
+"""Checkpoints of other code as tokenizers of this package."""

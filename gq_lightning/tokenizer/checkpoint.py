@@ -1,0 +1,42 @@
+"""The tokenizer within a training's checkpoint."""
+
+from pathlib import Path
+
+import torch
+
+from gq_lightning.construction import build
+from gq_lightning.errors import UserError
+from gq_lightning.quantizers.base import Quantizer
+from gq_lightning.tokenizer.module import ImageTokenizer
+
+# of its state within that of the training
+PREFIX = "tokenizer."
+
+
+def load_checkpoint(path: Path) -> ImageTokenizer:
+    """The tokenizer of a checkpoint, or of the last checkpoint of a run's folder.
+
+    Raises:
+        UserError: there is none, or it is not one of this package.
+    """
+    if path.is_dir():
+        found = [path / "checkpoints" / "last.ckpt", *sorted((path / "checkpoints").glob("*.ckpt"))]
+        existing = [candidate for candidate in found if candidate.is_file()]
+        if not existing:
+            raise UserError(f"{path}: no checkpoints/*.ckpt in this folder; give a run's folder or a checkpoint")
+        path = existing[0]
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        description, state = checkpoint["tokenizer"], checkpoint["state_dict"]
+        recipe = description["init_args"]["quantizer"]
+    except Exception as error:  # torch raises what pickle, zipfile and its own reader raise
+        raise UserError(
+            f"{path}: damaged, or not a checkpoint of gq_lightning ({type(error).__name__}): give one that fit wrote"
+        ) from error
+    state = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    if (name := "quantizer.codebook_fingerprint") in state:
+        # a conversion draws the codebook anew from its recipe; no token depends on the one that the training had
+        state[name] = build(Quantizer, recipe, str(path)).state_dict()["codebook_fingerprint"]  # type: ignore[type-abstract]
+    return ImageTokenizer.from_description(description, state, source=str(path))

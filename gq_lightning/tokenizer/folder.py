@@ -1,0 +1,114 @@
+"""A tokenizer as a folder, in huggingface_hub's conventions: config.json (how to build it), model.safetensors (its weights).
+
+config.json pins the SHA-256 of model.safetensors, and the weights carry the fingerprint of the codebook: a folder of which a part was
+changed or damaged is refused, since it would decode tokens to something else without a word.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from gq_lightning.errors import UserError
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FORMAT = 2
+
+
+def write_folder(folder: str | Path, description: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Writes the folder. All files are complete under temporary names before the first one is put in place.
+
+    Args:
+        folder: made if missing.
+        description: of the tokenizer, see `construction.describe`.
+        state: its state_dict.
+        facts: further entries of config.json, for people to read.
+    """
+    folder = Path(folder)
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
+    config = {
+        "format": FORMAT,
+        "tokenizer": description,
+        "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()},
+        **facts,
+    }
+    card = (
+        "---\nlibrary_name: gq_lightning\ntags: [image-tokenizer, vector-quantization, gaussian-quant]\n---\n\n# Image tokenizer\n\n"
+        "```python\nfrom gq_lightning import ImageTokenizer\n\ntokenizer = ImageTokenizer.from_pretrained(...)\n"
+        "tokens = tokenizer.encode(images)  # (B, 3, H, W) in [-1, 1] -> (B, h, w, n) int64\nimages = tokenizer.decode(tokens)\n```\n"
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        contents = {WEIGHTS: weights, CARD: card.encode(), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
+        for name, content in contents.items():
+            with open(folder / f".{name}.tmp", "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in contents:
+            os.replace(folder / f".{name}.tmp", folder / name)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the tokenizer cannot be written there ({error.strerror}); what was there before is unchanged"
+        ) from error
+
+
+def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the verified state_dict of a tokenizer's folder.
+
+    Raises:
+        UserError: a file is missing, damaged, or of another format.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name} there; a tokenizer's folder is written by fit or by `python -m gq_lightning convert`")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        version, description, expected = config["format"], config["tokenizer"], config["weights"]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: not a tokenizer's config ({type(error).__name__}: {error}); restore the file") from error
+    if version != FORMAT:
+        raise UserError(
+            f"{folder / CONFIG}: format {version!r} is not {FORMAT}: install the version of gq_lightning that wrote it, or train again"
+        )
+    weights = (folder / WEIGHTS).read_bytes()
+    actual = hashlib.sha256(weights).hexdigest()
+    if actual != expected:
+        raise UserError(
+            f"{folder / WEIGHTS}: SHA-256 {actual[:16]}… is not the {str(expected)[:16]}… of {CONFIG}: damaged or changed; copy it again"
+        )
+    try:
+        return description, load(weights)
+    except SafetensorError as error:
+        raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error})") from error
+
+
+def locate(name: str | Path, **download: Any) -> Path:
+    """The local folder of a tokenizer: `name` itself if it is one, else the hub's repository of that name, downloaded and cached.
+
+    Args:
+        name: a folder or `owner/repository`.
+        download: revision, token, cache_dir, force_download, local_files_only of `huggingface_hub.snapshot_download`.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS], **download))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{name}: neither a folder nor a tokenizer on the hub that can be reached ({first})") from error
+
+
+def upload(folder: str | Path, repository: str, token: str | None = None, private: bool | None = None) -> str:
+    """Uploads a tokenizer's folder to `owner/repository` on the hub, made if missing, and returns the commit's address."""
+    api = HfApi(token=token)
+    name = api.create_repo(repo_id=repository, private=private, exist_ok=True).repo_id
+    return str(api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD]))

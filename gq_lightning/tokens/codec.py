@@ -1,0 +1,230 @@
+"""Pictures to token files and back: what a receiver of the tokens needs, and no more.
+
+picture --fit_picture--> (3, H, W) --tokenizer.encode--> TokenFile --write_tokens--> NAME.tokens.safetensors
+NAME.tokens.safetensors --read_tokens--> TokenFile --tokenizer.decode, crop--> picture
+"""
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar, get_args
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop
+
+from gq_lightning.data.pictures.reading import BrokenImage, load_picture, resize_shorter, to_picture, to_tensor
+from gq_lightning.data.pictures.listing import find_pictures
+from gq_lightning.errors import UserError
+from gq_lightning.files import write_whole
+from gq_lightning.tokens.token_file import SUFFIX, TokenFile, read_tokens, write_tokens
+
+__all__ = ["SUFFIX", "Fit", "TokenFile", "Tokenizer", "decode_pictures", "encode_pictures", "fit_picture", "read_tokens", "write_tokens"]
+
+Fit = Literal["pad", "resize", "crop"]
+T = TypeVar("T")
+
+
+class Tokenizer(Protocol):
+    """What the codec needs of a tokenizer."""
+
+    @property
+    def downsampling(self) -> int: ...
+    @property
+    def window(self) -> int | None: ...
+    @property
+    def codebook_size(self) -> int: ...
+    @property
+    def tokens_per_position(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def encode(self, images: Tensor, deterministic: bool = False, tile: int | None = None) -> Tensor: ...
+    def decode(self, tokens: Tensor, tile: int | None = None) -> Tensor: ...
+
+
+def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: int | None, size: int | None) -> tuple[Tensor, int, int, str]:
+    """A picture brought to the tokenizer's grid.
+
+    Args:
+        fit: "pad" keeps the picture and continues it at the right and the bottom by reflection, to a multiple of `downsampling`
+            that is at least `window`; "crop" takes the centre, down to the multiple below; "resize" makes the shorter side `size`
+            and takes the centre, size x size, as evaluation does.
+
+    Returns:
+        image (3, H, W) in [-1, 1]; height and width to give back; what was done in a few words, sizes as height x width.
+
+    Raises:
+        UserError: the picture is too small to be cropped.
+    """
+    before = f"{picture.height}x{picture.width}"
+    if fit == "resize":
+        assert size is not None  # checked with the other options
+        picture = resize_shorter(picture, size)
+        done = f"{before} resized to {picture.height}x{picture.width}, cropped to {size}x{size}"
+        return center_crop(to_tensor(picture), [size, size]), size, size, done
+    image = to_tensor(picture)
+    if fit == "crop":
+        height, width = (length // downsampling * downsampling for length in image.shape[1:])
+        least = window or downsampling
+        if min(height, width) < least:
+            raise UserError(f"{before} is too small to be cropped, {least}x{least} is the least: use --fit pad")
+        done = f"{before} cropped to {height}x{width}" if (height, width) != image.shape[1:] else f"{before} kept"
+        return center_crop(image, [height, width]), height, width, done
+    height, width = (max(math.ceil(length / downsampling) * downsampling, window or 0) for length in image.shape[1:])
+    done = f"{before} padded to {height}x{width}" if (height, width) != image.shape[1:] else f"{before} kept"
+    rows, columns = _reflected(image.shape[1], height), _reflected(image.shape[2], width)
+    return image[:, rows][:, :, columns], picture.height, picture.width, done
+
+
+def encode_pictures(
+    tokenizer: Tokenizer,
+    paths: Sequence[Path],
+    out: Path,
+    fit: Fit = "pad",
+    size: int | None = None,
+    deterministic: bool = False,
+    tile: int | None = None,
+    skip_broken: bool = False,
+    progress: bool = True,
+) -> list[Path]:
+    """Encodes pictures, and folders of them with their structure, to token files ``NAME.SUFFIX.tokens.safetensors`` under `out`.
+
+    Raises:
+        UserError: options that do not fit the tokenizer, two pictures for one token file, nothing to encode, or, unless
+            `skip_broken`, a picture that cannot be read. Skipped pictures are named on standard error.
+    """
+    _check_fit(fit, size, tokenizer.downsampling, tokenizer.window)
+    targets: dict[Path, Path] = {}
+    for given in (Path(path).expanduser() for path in paths):
+        for picture in find_pictures([given]):
+            relative = picture.relative_to(given) if given.is_dir() else Path(picture.name)
+            _claim(targets, out / relative.with_name(relative.name + SUFFIX), picture)
+    fingerprint = tokenizer.fingerprint  # once: it reads all the weights
+    console, written, broken = Console(quiet=not progress), [], []
+    for target, path in _tracked(list(targets.items()), "encoding", console):
+        try:
+            loaded = load_picture(path)
+            try:
+                image, height, width, done = fit_picture(loaded, fit, tokenizer.downsampling, tokenizer.window, size)
+            except UserError as error:
+                raise type(error)(f"{path}: {error}") from error
+        except BrokenImage as error:
+            if not skip_broken:
+                raise
+            broken.append(str(error))
+            continue
+        tokens = tokenizer.encode(image[None], deterministic=deterministic, tile=tile)[0].cpu()
+        token_file = TokenFile(tokens, height, width, done, fingerprint, tokenizer.codebook_size, tokenizer.downsampling)
+        write_tokens(target, token_file)
+        written.append(target)
+        rate = f"{tokens.numel()} tokens, {token_file.bits:.0f} bits, {token_file.bits_per_pixel:.4f} bits per pixel"
+        _say(console, f"{path}: {done}, {rate}")
+    for line in [*broken, f"{len(broken)} of {len(targets)} pictures were broken and skipped"] if broken else []:
+        _say(Console(stderr=True), line)
+    if not written:
+        raise UserError(f"none of the {len(targets)} pictures could be read: nothing was encoded")
+    return written
+
+
+def decode_pictures(
+    tokenizer: Tokenizer,
+    paths: Sequence[Path],
+    out: Path,
+    tile: int | None = None,
+    progress: bool = True,
+    any_tokenizer: bool = False,
+) -> list[Path]:
+    """Decodes token files, and folders of them with their structure, to PNG files under `out`.
+
+    ``a.jpg.tokens.safetensors`` becomes ``a.png``, or ``a.jpg.png`` where two token files of this call would be ``a.png``.
+
+    Args:
+        any_tokenizer: accept tokens that another tokenizer made; their geometry must still fit.
+
+    Raises:
+        UserError: damaged token files, or such of another tokenizer; a picture beside its token file would be overwritten.
+    """
+    sources = [(source, Path(source.name) if given == source else source.relative_to(given)) for given, source in _token_files(paths)]
+    names = [relative.with_name(relative.name.removesuffix(SUFFIX) or relative.name) for _, relative in sources]
+    ambiguous = Counter(name.with_suffix(".png") for name in set(names))
+    targets: dict[Path, Path] = {}
+    for (source, _), name in zip(sources, names, strict=True):
+        short = name.with_suffix(".png")
+        target = out / (short if ambiguous[short] == 1 else name.with_name(name.name + ".png"))
+        if target.exists() and target.parent.samefile(source.parent):
+            raise UserError(f"{target} is there already and may be the original of {source.name}: choose another --out")
+        _claim(targets, target, source)
+    fingerprint = tokenizer.fingerprint  # once: it reads all the weights
+    console, written = Console(quiet=not progress), []
+    for target, source in _tracked(list(targets.items()), "decoding", console):
+        token_file = read_tokens(source)
+        if token_file.fingerprint != fingerprint and not any_tokenizer:
+            theirs = f"made by tokenizer {token_file.fingerprint[:12]}, this one is {fingerprint[:12]}"
+            raise UserError(f"{source}: {theirs}: decode with that one, or allow --any-tokenizer")
+        _check_geometry(source, token_file, tokenizer)
+        image = tokenizer.decode(token_file.tokens[None], tile=tile)[0].float().cpu()
+        buffer = io.BytesIO()
+        to_picture(image[:, : token_file.height, : token_file.width]).save(buffer, format="PNG")
+        write_whole(target, buffer.getvalue())
+        written.append(target)
+        _say(console, f"{target}: {token_file.height}x{token_file.width} from {token_file.tokens.numel()} tokens ({token_file.fit})")
+    return written
+
+
+def _check_fit(fit: str, size: int | None, downsampling: int, window: int | None) -> None:
+    if fit not in get_args(Fit):
+        raise UserError(f"--fit {fit}: use one of {', '.join(get_args(Fit))}")
+    if (size is None) == (fit == "resize"):
+        raise UserError("--fit resize needs --size" if size is None else f"--size {size} is for --fit resize, not for --fit {fit}")
+    least = window or downsampling
+    if size is not None and (size < least or size % downsampling):
+        nearest = max(size // downsampling * downsampling, least)
+        raise UserError(f"--size {size}: use a multiple of {downsampling} that is at least {least}, such as {nearest}")
+
+
+def _check_geometry(path: Path, token_file: TokenFile, tokenizer: Tokenizer) -> None:
+    theirs_and_ours = {
+        "downsampling": (token_file.downsampling, tokenizer.downsampling),
+        "tokens per position": (token_file.tokens.shape[2], tokenizer.tokens_per_position),
+    }
+    for name, (has, needs) in theirs_and_ours.items():
+        if has != needs:
+            raise UserError(f"{path}: {name} is {has}, but {needs} for this tokenizer: decode with the one that made it")
+    highest = int(token_file.tokens.max())
+    if highest >= tokenizer.codebook_size:
+        size = tokenizer.codebook_size
+        raise UserError(f"{path}: token {highest} is out of range, this codebook has {size}: decode with the one that made it")
+
+
+def _reflected(length: int, target: int) -> Tensor:
+    """Indices (target,) that walk up and down [0, length), as often as it takes: a mirror even for a single pixel."""
+    index = torch.arange(target) % max(2 * (length - 1), 1)
+    return torch.minimum(index, 2 * (length - 1) - index)
+
+
+def _token_files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+    for given in (Path(path).expanduser() for path in paths):
+        found = sorted(given.rglob(f"*{SUFFIX}")) if given.is_dir() else [given]
+        if not found:
+            raise UserError(f"{given}: no file that ends with {SUFFIX} in this folder")
+        yield from ((given, source) for source in found)
+
+
+def _claim(targets: dict[Path, Path], target: Path, source: Path) -> None:
+    other = targets.setdefault(target, source)
+    if not (other == source or (other.exists() and source.exists() and other.samefile(source))):
+        raise UserError(f"{other} and {source} would both be written to {target}: give them different --out folders")
+
+
+def _tracked(items: Sequence[T], verb: str, console: Console) -> Iterator[T]:
+    yield from track(items, verb, console=console, transient=True, disable=console.quiet or not console.is_terminal)
+
+
+def _say(console: Console, line: str) -> None:
+    # file names may hold brackets, which are no markup, and bytes that are no text
+    console.print(line.encode(errors="backslashreplace").decode(), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Training an ImageTokenizer under Lightning."""

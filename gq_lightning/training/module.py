@@ -1,0 +1,188 @@
+"""TokenizerTraining: an ImageTokenizer, its losses and its optimizers; one training loop and one evaluation for every method.
+
+Training decodes the quantizer's relaxation. Validation, test and everything a user calls decode tokens alone.
+"""
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from gq_lightning.backbones.base import Backbone
+from gq_lightning.errors import UserError
+from gq_lightning.losses.adversary import Adversary
+from gq_lightning.losses.reconstruction import ReconstructionLoss
+from gq_lightning.metrics import ReconstructionMetrics
+from gq_lightning.metrics.report import collapse
+from gq_lightning.quantizers.base import Quantizer
+from gq_lightning.tokenizer import ImageTokenizer
+from gq_lightning.training.optimization import Schedule, adamw, take_step
+
+
+def is_logging_step(trainer: Trainer) -> bool:
+    """Whether the step just made is one that the loggers write: `log` of a dozen values takes as long as a small model's optimizer."""
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and trainer.global_step % every == 0
+
+
+class TokenizerTraining(LightningModule):
+    """Trains an ImageTokenizer.
+
+    Args:
+        backbone: encoder and decoder.
+        quantizer: features to tokens and back.
+        loss: reconstruction loss; None for a tokenizer that is not to be trained.
+        learning_rate: of AdamW.
+        betas: of AdamW.
+        weight_decay: of AdamW, on matrices and kernels. With 0 it is Adam.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        schedule: `constant`, or `cosine` down to 1 % of the learning rate at the last step.
+        gradient_clip: largest norm of the gradients; None does not clip.
+        accumulate: batches whose gradients make one step. `trainer.max_steps` counts steps, each with its generator update and,
+            under an adversary, its discriminator update.
+        adversary: discriminator and adversarial loss; None trains without.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        quantizer: Quantizer,
+        loss: ReconstructionLoss | None = None,
+        learning_rate: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        schedule: Schedule = "constant",
+        gradient_clip: float | None = None,
+        accumulate: int = 1,
+        adversary: Adversary | None = None,
+    ) -> None:
+        super().__init__()
+        if accumulate < 1 or (gradient_clip is not None and gradient_clip <= 0):
+            raise UserError(f"model.accumulate: {accumulate} must be at least 1, model.gradient_clip: {gradient_clip} positive")
+        # two optimizers, each with its own backward pass, are Lightning's manual optimization
+        self.automatic_optimization = False
+        self.tokenizer = ImageTokenizer(backbone, quantizer)
+        self.loss, self.adversary = loss, adversary
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
+        self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.gradient_clip, self.accumulate = gradient_clip, accumulate
+        self.metrics: ReconstructionMetrics | None = None
+        # DistributedDataParallel of the whole must not wait for gradients of the discriminator, which has its own, see Adversary
+        self._ddp_params_and_buffers_to_ignore = [name for name in self.state_dict() if name.startswith("adversary.")]
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        if self.loss is None:
+            raise UserError("model.loss: null, but fit needs a loss")
+        if self.trainer.precision == "16-mixed":
+            raise UserError("trainer.precision: 16-mixed needs scaled gradients, which two optimizers do not share: use bf16-mixed")
+
+    def on_train_start(self) -> None:
+        if self.adversary is not None:
+            # DistributedDataParallel of the discriminator is its own
+            self.adversary.distribute(self.device)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Any]:
+        assert self.loss is not None
+        adversary, step = self.adversary, self.trainer.global_step
+        features = self.tokenizer.backbone.encode(batch)
+        quantized = self.tokenizer.quantizer(features.movedim(1, -1))
+        reconstructions = self.tokenizer.backbone.decode(quantized.latents.movedim(-1, 1))
+        reconstruction, parts = self.loss(reconstructions, batch)
+        total = reconstruction + quantized.penalty
+        if adversary is not None and adversary.judges(step):
+            term, more = adversary.generator_loss(batch, reconstructions, reconstruction, self.tokenizer.backbone.last_layer)
+            total, parts = total + term, parts | more
+        complete = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+        generator, *discriminator = zip(self._optimizers(), self._schedulers(), strict=True)
+        with nullcontext() if complete else self._without_synchronisation():
+            self.manual_backward(total / self.accumulate)
+        norms = [take_step(*generator, self.gradient_clip, counted=True)] if complete else []
+        if adversary is not None and adversary.learns(step):
+            judgement, more = adversary.discriminator_loss(batch, reconstructions)
+            # not manual_backward: that one prepares DDP of the generator for gradients which do not come
+            (judgement / self.accumulate).backward()
+            parts = parts | more
+            if complete:
+                norms.append(take_step(*discriminator[0], self.gradient_clip, counted=False))
+        if complete and is_logging_step(self.trainer):
+            parts = parts | {"reconstruction": reconstruction, "penalty": quantized.penalty}
+            self.log_dict({"gradient_norm": norms[0]} | {f"loss/{name}": value for name, value in parts.items()})
+            self.log("loss", total, prog_bar=True)
+        return {"loss": total, "gradient_norms": norms, "posterior": quantized.posterior}
+
+    def _evaluation_start(self, rfid: bool) -> None:
+        tokenizer = self.tokenizer
+        self.metrics = ReconstructionMetrics.of(tokenizer.quantizer, tokenizer.downsampling, rfid).to(self.device)
+
+    def _evaluation_step(self, batch: Tensor) -> None:
+        result = self.tokenizer.reconstruct(batch)
+        assert self.metrics is not None
+        self.metrics.update(batch, result.images, result.tokens, result.gaussian, result.bits)
+
+    def _evaluation_end(self, prefix: str) -> None:
+        assert self.metrics is not None
+        values, self.metrics = self.metrics.compute(), None
+        # all ranks have computed the same values; sync_dist says so to Lightning
+        self.log_dict({f"{prefix}/{name}": float(value) for name, value in values.items()}, sync_dist=True)
+        # before its first step an encoder says the same of all images
+        if not self.trainer.sanity_checking and (warning := collapse(values)) is not None:
+            rank_zero_warn(warning)
+
+    def on_validation_epoch_start(self) -> None:
+        # rFID costs more than the rest of a validation: test and the end of fit take it
+        self._evaluation_start(rfid=False)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self._evaluation_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._evaluation_end("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._evaluation_start(rfid=True)
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        self._evaluation_step(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._evaluation_end("test")
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.tokenizer.encode(batch)
+
+    def _optimizers(self) -> list[LightningOptimizer]:
+        optimizers: Any = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _schedulers(self) -> Iterable[Any]:
+        schedulers: Any = self.lr_schedulers()
+        return schedulers if isinstance(schedulers, list) else [schedulers]
+
+    def _without_synchronisation(self) -> AbstractContextManager[None]:
+        # gradients of an incomplete step stay on their rank
+        block = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        return block()
+
+    def configure_optimizers(self) -> Any:
+        steps = self.trainer.estimated_stepping_batches if self.schedule == "cosine" else math.inf
+        if self.trainer.max_steps < 0:
+            steps = steps / self.accumulate
+        own = [parameter for name, parameter in self.named_parameters() if not name.startswith("adversary.")]
+        optimizers = [adamw(own, self.learning_rate, self.betas, self.weight_decay, self.warmup_steps, self.schedule, steps)]
+        if (adversary := self.adversary) is not None:
+            rate = self.learning_rate if adversary.learning_rate is None else adversary.learning_rate
+            steps = max(steps - adversary.start, 1)
+            optimizers.append(adamw(adversary.parameters(), rate, adversary.betas, 0.0, self.warmup_steps, self.schedule, steps))
+        return optimizers
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # a checkpoint alone suffices to make the tokenizer again; plain data, so that it loads with weights_only
+        checkpoint["tokenizer"] = self.tokenizer.description()
