@@ -7,7 +7,8 @@ jsonargparse reading that form back: configs and saved tokenizers share one inst
 import importlib
 import inspect
 import sys
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -17,9 +18,17 @@ T = TypeVar("T")
 
 
 class Recorded:
-    """Mixin that keeps the constructor's arguments, defaults included, in `init_args`."""
+    """Mixin that keeps the constructor's arguments, defaults included, in `init_args`.
+
+    Attributes:
+        training_arguments: names of those that shape the training alone: they have no part in `identity`.
+        later_arguments: those that a version after the first one added, each with the value that means what versions before did. At that
+            value it has no part in `identity`, so that a new argument leaves every earlier tokenizer what it was.
+    """
 
     init_args: dict[str, Any]
+    training_arguments: ClassVar[frozenset[str]] = frozenset()
+    later_arguments: ClassVar[Mapping[str, Any]] = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)
@@ -28,6 +37,15 @@ class Recorded:
         bound.apply_defaults()
         self.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Plain data, equal for two objects whose like arguments give the same tokens and pictures from the same weights."""
+        arguments = {
+            name: describe(value)
+            for name, value in self.init_args.items()
+            if name not in self.training_arguments and not (name in self.later_arguments and value == self.later_arguments[name])
+        }
+        return {"class_path": public_path(type(self)), "init_args": arguments}
 
 
 @runtime_checkable
@@ -47,10 +65,13 @@ def describe(value: Any) -> Any:
 
 
 def public_path(cls: type) -> str:
-    """``package.subpackage.Class`` where the package exports it, so that files survive a move of the module."""
-    package = cls.__module__.rpartition(".")[0]
-    exported = getattr(importlib.import_module(package), cls.__name__, None) if package else None
-    return f"{package if exported is cls else cls.__module__}.{cls.__qualname__}"
+    """``package.subpackage.Class`` where a package exports it, the outermost first, so that files survive a move of the module."""
+    parts = cls.__module__.split(".")
+    for length in range(2, len(parts)):
+        package = ".".join(parts[:length])
+        if getattr(importlib.import_module(package), cls.__name__, None) is cls:
+            return f"{package}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def build(base: type[T], description: dict[str, Any], source: str) -> T:

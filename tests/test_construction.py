@@ -1,5 +1,6 @@
 import copy
 import pickle
+from typing import ClassVar
 
 import pytest
 import torch
@@ -60,3 +61,26 @@ def test_what_is_no_quantizer_is_refused_in_one_line(description: dict, words: s
         build(Quantizer, description, "file.json")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class First(Recorded):
+    training_arguments = frozenset({"patience"})
+
+    def __init__(self, width: int, patience: int = 3) -> None: ...
+
+
+def test_identity_outlives_versions() -> None:
+    """What shapes the training alone, and what a later version added and is not used, leave a thing what it was."""
+
+    class Later(Recorded):
+        training_arguments = First.training_arguments | {"warmth"}
+        later_arguments: ClassVar = {"height": None}
+
+        def __init__(self, width: int, patience: int = 5, warmth: float = 1.0, height: int | None = None) -> None: ...
+
+    def arguments(thing: Recorded) -> object:
+        return thing.identity()["init_args"]
+
+    assert arguments(First(4)) == arguments(First(4, patience=9)) == arguments(Later(4, warmth=2.0)) == {"width": 4}
+    assert arguments(First(4)) != arguments(First(5))
+    assert arguments(Later(4, height=2)) == {"width": 4, "height": 2}

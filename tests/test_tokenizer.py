@@ -122,6 +122,33 @@ def test_a_changed_recipe_is_refused(saved: Path, field: str, value: object) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("field", "value"), [("prior_weight", 0.5), ("clamp_variance", False), ("initial_log_variance", -5.0)])
+def test_a_changed_number_is_refused(saved: Path, field: str, value: object) -> None:
+    """It fits the weights and the codebook, and gives other tokens."""
+    config = json.loads((saved / "config.json").read_text())
+    config["tokenizer"]["init_args"]["quantizer"]["init_args"][field] = value
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config.json: fingerprint .* was recorded"):
+        ImageTokenizer.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_types(tokenizer: ImageTokenizer, dtype: torch.dtype) -> None:
+    """The backbone has the type, codebook and search stay exact: tokens are those of features rounded to it."""
+    batch, codewords = images(4), tokenizer.quantizer.codewords.clone()  # type: ignore[operator]
+    plain = tokenizer.encode(batch)
+    tokenizer.to(dtype)
+    assert tokenizer.dtype == dtype and torch.equal(tokenizer.quantizer.codewords, codewords)  # type: ignore[arg-type]
+    tokens = tokenizer.encode(batch)
+    assert torch.equal(tokens, tokenizer.encode(batch.to(dtype))), "pictures of any type"
+    features = tokenizer.backbone.encode(batch.to(dtype)).movedim(1, -1)
+    assert torch.equal(tokens, tokenizer.quantizer.tokenize(features.float()))
+    decoded = tokenizer.decode(tokens)
+    assert decoded.dtype == dtype and decoded.isfinite().all() and tokenizer.reconstruct(batch).images.dtype == torch.float32
+    share = {torch.float16: 0.9, torch.bfloat16: 0.5, torch.float64: 0.99}[dtype]
+    assert (tokens == plain).float().mean() >= share
+
+
 def test_a_sobol_folder_of_an_earlier_version_is_refused_and_its_checkpoint_converts_again(tmp_path: Path) -> None:
     """Earlier versions drew Sobol points in float64: tokens of theirs mean other codewords."""
     training = small_training("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256, codebook="sobol"))

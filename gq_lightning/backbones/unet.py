@@ -198,6 +198,8 @@ class UNet(Backbone):
 
     window = None
 
+    training_arguments = frozenset({"gradient_checkpointing"})
+
     def __init__(
         self,
         encoder_channels: int,

@@ -106,6 +106,8 @@ class VisionTransformer(Backbone):
             latents is not of the window's size.
     """
 
+    training_arguments = frozenset({"gradient_checkpointing"})
+
     def __init__(
         self,
         encoder_channels: int,

@@ -54,6 +54,8 @@ class BinarySphericalQuantizer(Quantizer):
             which is positions * L times as much.
     """
 
+    training_arguments = frozenset({"entropy_weight", "commitment", "diversity_gamma", "temperature", "penalty_reduction"})
+
     def __init__(
         self,
         bits_per_position: int = 16,

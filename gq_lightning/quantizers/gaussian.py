@@ -55,6 +55,8 @@ class GaussianQuantizer(PosteriorQuantizer):
     codewords: Tensor
     codebook_fingerprint: Tensor
 
+    training_arguments = frozenset({"tdc_alpha", "tdc_beta", "tdc_variant", "penalty_weight"})
+
     def __init__(
         self,
         bits_per_position: int = 16,

@@ -49,6 +49,8 @@ class LookupFreeQuantizer(Quantizer):
             positions and tokens of an image, averaged over the images. That is positions * channels and positions * tokens times as much.
     """
 
+    training_arguments = frozenset({"entropy_weight", "commitment", "diversity_gamma", "temperature", "penalty_reduction"})
+
     def __init__(
         self,
         bits_per_position: int = 16,

@@ -39,6 +39,8 @@ class TokenBridge(PosteriorQuantizer):
         UserError: the bits cannot be shared equally by the channels.
     """
 
+    training_arguments = frozenset({"tdc_alpha", "tdc_beta", "tdc_variant", "penalty_weight"})
+
     def __init__(
         self,
         bits_per_position: int = 16,

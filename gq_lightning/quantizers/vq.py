@@ -63,6 +63,10 @@ class VectorQuantizer(Quantizer):
     sums: Tensor
     initialised: Tensor
 
+    training_arguments = frozenset(
+        {"commitment", "codebook_weight", "penalty_reduction", "codebook_start", "ema_decay", "kmeans_init", "dead_code_threshold"}
+    )
+
     def __init__(
         self,
         bits_per_position: int = 16,

@@ -60,8 +60,8 @@ def write_folder(folder: str | Path, description: dict[str, Any], state: dict[st
         ) from error
 
 
-def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the verified state_dict of a tokenizer's folder.
+def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """The description, the verified state_dict and the recorded fingerprint of a tokenizer's folder.
 
     Raises:
         UserError: a file is missing, damaged, or of another format.
@@ -72,13 +72,12 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise UserError(f"{folder}: no {name} there; a tokenizer's folder is written by fit or by `python -m gq_lightning convert`")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        version, description, expected = config["format"], config["tokenizer"], config["weights"]["sha256"]
+        if (version := config["format"]) != FORMAT:
+            cure = "install the version of gq_lightning that wrote it, or train again"
+            raise UserError(f"{folder / CONFIG}: format {version!r} is not {FORMAT}: {cure}")
+        description, expected, fingerprint = config["tokenizer"], config["weights"]["sha256"], config["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: not a tokenizer's config ({type(error).__name__}: {error}); restore the file") from error
-    if version != FORMAT:
-        raise UserError(
-            f"{folder / CONFIG}: format {version!r} is not {FORMAT}: install the version of gq_lightning that wrote it, or train again"
-        )
     weights = (folder / WEIGHTS).read_bytes()
     actual = hashlib.sha256(weights).hexdigest()
     if actual != expected:
@@ -86,7 +85,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder / WEIGHTS}: SHA-256 {actual[:16]}… is not the {str(expected)[:16]}… of {CONFIG}: damaged or changed; copy it again"
         )
     try:
-        return description, load(weights)
+        return description, load(weights), str(fingerprint)
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error})") from error
 

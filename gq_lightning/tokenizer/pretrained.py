@@ -29,10 +29,13 @@ class Pretrained(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the description and the weights: tokens are only worth something together with the tokenizer of this fingerprint."""
+        """SHA-256 of what decides tokens and pictures: classes, their arguments but for those of the training, and weights.
+
+        Tokens are only worth something together with the tokenizer of this fingerprint.
+        """
         # 1 and 1.0 are the same argument
-        description = json.loads(json.dumps(self.description()), parse_int=float)
-        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+        identity = json.loads(json.dumps([self.backbone.identity(), self.quantizer.identity()]), parse_int=float)
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -62,8 +65,15 @@ class Pretrained(nn.Module):
             UserError: a file is missing, damaged or changed.
         """
         folder = files.locate(name, **download)
-        description, state = files.read_folder(folder)
-        return cls.from_description(description, state, source=str(folder / files.CONFIG))
+        description, state, recorded = files.read_folder(folder)
+        source = str(folder / files.CONFIG)
+        tokenizer = cls.from_description(description, state, source)
+        if (fingerprint := tokenizer.fingerprint) != recorded:
+            raise UserError(
+                f"{source}: fingerprint {recorded[:16]}… was recorded, but what it describes has {fingerprint[:16]}…: it was changed or is"
+                " damaged; copy it again, or change a tokenizer in Python and save it"
+            )
+        return tokenizer
 
     @classmethod
     def from_description(cls, description: dict[str, Any], state: Mapping[str, Tensor], source: str) -> Self:
