@@ -44,7 +44,7 @@ reproduce-theory: $(READY)  ## the two bounds of Gaussian Quant by experiment, o
 
 ABLATIONS := experiments/reproduce.py experiments/ablations.yaml --data "$(DATA)" $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-ablations: $(READY)  ## ablations: DATA=FOLDER with train/ and val/ [JOBS=n]; about 80 minutes of one thread, one arm a core
+reproduce-ablations: $(READY)  ## ablations: DATA=FOLDER with train/ and val/ [JOBS=n]; about 2.5 hours of one thread, one arm a core
 	$(RUN) -m gq_lightning weights
 	$(RUN) $(ABLATIONS) --profile train
 	$(RUN) $(ABLATIONS) --profile convert

@@ -79,7 +79,7 @@ class ProgressBar(RichProgressBar):
         return super()._get_train_description(current_epoch) if limited else f"Epoch {current_epoch}, {self.trainer.max_steps} steps in all"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # what the post-training hook prints is to be the last word
+        # so that the post-training hook prints last
         self._stop_progress()
 
 
@@ -185,7 +185,7 @@ class CommandLine(LightningCLI):
         ]
         if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
-        # after the bar, which is to be gone before a last word
+        # after the bar, which must be gone before a last message
         callbacks += [Preemption(), LostRanks()]
         if (decay := self._get(self.config_init, "ema_decay")) is not None:
             # buffers are the multipliers and the codebook: they are copied, an average of them means nothing

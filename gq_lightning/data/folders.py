@@ -67,9 +67,9 @@ class ImageNet(ImageDataModule):
 class ImageFolder(ImageDataModule):
     """Any folder of pictures, searched recursively.
 
-    Without a validation_root, a picture belongs to the validation split when a hash of its name relative to root says so: the
-    split is the same on every machine and stays when pictures are added, save in a folder so small that the picture with
-    the lowest hash is all of the validation split.
+    Without a validation_root, a picture belongs to the validation split if a hash of its name relative to root says so. The split is
+    the same on every machine and does not change when pictures are added, except in a folder so small that the picture with the
+    lowest hash is the whole validation split.
 
     Args:
         root: the folder.

@@ -1,4 +1,4 @@
-"""What stands between a picture set and its batches: broken pictures are replaced, left out or stop the run.
+"""From a picture set to its batches: broken pictures are replaced, left out, or stop the run.
 
     PictureSet --Guarded--> Tensor | UserError | None --collate--> batch | UserError --Loader--> batch, or raises
 
@@ -23,7 +23,7 @@ from gq_lightning.errors import UserError
 
 logger = logging.getLogger("gq_lightning.data")
 
-ENOUGH = 200  # pictures drawn, from which on their share of broken ones tells of the others
+ENOUGH = 200  # pictures drawn before the share of broken ones among them is judged
 WhenBroken = Literal["replace", "leave out", "stop"]
 
 
@@ -33,9 +33,9 @@ class Guarded(Dataset[Tensor | UserError | None]):
     Args:
         pictures: the set.
         when_broken: `replace` gives the next readable picture in its place, `leave out` gives None, `stop` gives the error.
-        max_broken: where more than this share of the pictures drawn are broken, `replace` gives an error instead. A picture that
-            only stood in for another counts as drawn no more than one that was never read: a whole folder of broken ones would
-            be gone through at once, and look like the state of them all.
+        max_broken: where more than this share of the pictures drawn are broken, `replace` gives an error instead. A picture counts as
+            drawn only if it was asked for, not if it replaced another: otherwise one folder of broken pictures, which is searched for
+            a replacement at once, would look like the state of all.
 
     Attributes:
         broken: (len,) uint8 in memory shared with the worker processes, 1 where a picture was found to be broken.
@@ -44,7 +44,7 @@ class Guarded(Dataset[Tensor | UserError | None]):
 
     def __init__(self, pictures: PictureSet, when_broken: WhenBroken, max_broken: float = 1.0) -> None:
         self.pictures, self.when_broken, self.max_broken = pictures, when_broken, max_broken
-        with torch.inference_mode(False):  # a validation may be the first to ask, and training writes to them too
+        with torch.inference_mode(False):  # a validation may create these first, and training writes to them too
             self.broken, self.drawn = (torch.zeros(len(pictures), dtype=torch.uint8).share_memory_() for _ in range(2))
 
     def __len__(self) -> int:
@@ -98,10 +98,10 @@ def collate(items: list[Tensor | UserError | None]) -> Tensor | UserError:
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader over a Guarded set: raises the errors that its workers hand over, and passes over empty batches.
+    """A DataLoader over a Guarded set: it raises the errors that its workers return, and skips empty batches.
 
-    Over Shuffled places it is stateful as Lightning understands it: `state_dict` tells how many batches of which epoch it has handed
-    out, whatever its workers have read ahead, and after `load_state_dict` that epoch goes on there, without reading what went before.
+    Over Shuffled places it is stateful in Lightning's sense: `state_dict` says how many batches of which epoch it has returned, however
+    far its workers have read ahead. After `load_state_dict` that epoch continues there, without reading the earlier batches.
     """
 
     _epoch = _batches = _start = 0
@@ -117,14 +117,14 @@ class Loader(DataLoader[Any]):
             if isinstance(batch, UserError):
                 try:
                     raise batch
-                finally:  # else the error would hold this frame and this frame the error, and the workers would outlive both
+                finally:  # otherwise error and frame would refer to each other, and keep the workers alive
                     del batch
             if len(batch):
                 empty = False
                 yield batch
         if empty and isinstance(self.dataset, Guarded):
             raise self.dataset.all_broken()
-        if order is not None:  # for a loop without a trainer, which sets the epoch
+        if order is not None:  # a trainer sets the epoch; a loop without one does not
             order.set_epoch(order.epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
@@ -136,10 +136,10 @@ class Loader(DataLoader[Any]):
 
 
 def heed_only_the_parent(_: int) -> None:
-    """What a worker process does first: signals that are sent to its whole process group are the training's, and not for it.
+    """Makes a worker process ignore signals that are sent to its whole process group, and still end on SIGTERM from its parent.
 
-    SLURM, `timeout` and others end a training by a signal to the group. A worker that follows it takes the training down before that has
-    saved. Its own process may end it all the same, and torch has it end by itself where that one is gone.
+    SLURM, `timeout` and others end a training by a signal to the group. A worker that obeyed it would take the training down before its
+    checkpoint is saved. Where the parent is gone, torch ends the worker.
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return

@@ -83,7 +83,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @cached_property
     def seed(self) -> int:
-        """What order and crops of the training are drawn from: torch's seed as the training begins, on all ranks that of the first."""
+        """Seed of the order and crops of training: torch's seed when training begins, that of the first rank on all ranks."""
         seed = torch.initial_seed()
         return seed if self.trainer is None else self.trainer.strategy.broadcast(seed)
 
@@ -95,12 +95,12 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def loaded(self) -> list[Guarded]:
-        """The picture sets that have been asked for, each with what was found to be broken; on all ranks the same sets."""
+        """The picture sets used so far, with what was found to be broken in each; the same sets on all ranks."""
         return [self.__dict__[name] for name in ("_training", "_evaluation") if name in self.__dict__]
 
     @property
     def skipped(self) -> int:
-        """How many broken pictures this process and its workers have come upon and gone without, each counted once."""
+        """Number of broken pictures that this process and its workers met and left out, each counted once."""
         return sum(int(guarded.broken.count_nonzero()) for guarded in self.loaded)
 
     def protocol(self) -> dict[str, Any]:

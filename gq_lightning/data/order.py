@@ -1,9 +1,9 @@
-"""In which order training sees its pictures, and how each is cropped: functions of the seed, the epoch and the place alone.
+"""The order of training pictures, and how each is cropped: functions of the seed, the epoch and the place alone.
 
     seed, epoch --> a permutation, and a seed for each of its places --> every ranks-th place: (index, seed), (index, seed), ...
 
-Nothing of it depends on what was drawn before, on worker processes or, for one global batch size, on how many ranks share a batch: a
-training goes on in the middle of an epoch as if it had never stopped.
+It does not depend on what was drawn before, on worker processes or, for one global batch size, on how many ranks share a batch, so a
+resumed training continues in the middle of an epoch as if it had never stopped.
 """
 
 from collections.abc import Iterator, Sized
@@ -19,7 +19,7 @@ Place = tuple[int, int]  # index of a picture, seed of its random numbers
 
 
 class Shuffled(DistributedSampler[Place]):
-    """The places of one rank. A DistributedSampler, since those are what Lightning leaves alone and tells the epoch.
+    """The places of one rank. It is a DistributedSampler, because Lightning does not replace those and sets their epoch.
 
     Args:
         pictures: the training set.
@@ -28,7 +28,7 @@ class Shuffled(DistributedSampler[Place]):
         seed: of all epochs.
 
     Attributes:
-        start: how many of the rank's places the next iteration passes over.
+        start: number of the rank's places that the next iteration skips.
     """
 
     def __init__(self, pictures: Dataset[Any], ranks: int, rank: int, seed: int) -> None:

@@ -23,7 +23,7 @@ Cut = Literal["resized", "fast", "plain", "center"]
 class PictureSet(Dataset[Tensor], ABC):
     """The contract: `set[index]` is float32 (3, image_size, image_size) in [-1, 1], or raises BrokenImage.
 
-    What is drawn for it is drawn from torch's random numbers on the CPU, which training sets anew for each picture.
+    Random crops use torch's random numbers on the CPU, which training seeds for each picture.
 
     Attributes:
         split: which part of the data this is, without machine paths.
@@ -94,7 +94,7 @@ class StoredSet(PictureSet):
 
 
 class Names:
-    """Many strings in two arrays. Worker processes share them, where of a million objects each would soon have copies of its own."""
+    """Many strings in two arrays, which worker processes share. Of a million string objects each worker would soon have its own copy."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
@@ -125,7 +125,7 @@ class FileSet(StoredSet):
     def size(self, index: int) -> int:
         try:
             return (self.root / self.names[index]).stat().st_size
-        except OSError:  # a link to nothing: a broken picture, which must not stop an evaluation that goes without them
+        except OSError:  # a broken link is a broken picture, which must not stop an evaluation that skips those
             return 0
 
 

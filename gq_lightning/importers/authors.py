@@ -2,8 +2,8 @@
 
     file -> tensors (no code runs) -> our names for theirs, one to one -> backbone -> ImageTokenizer with the published codebook
 
-The networks are the same functions under other names, so that nothing is transposed or split. Every tensor of encoder and decoder
-is used exactly once; one that is missing, left over, misshapen or not finite stops the import.
+The networks are the same functions under other names, so no tensor is transposed or split. Every tensor of encoder and decoder is used
+exactly once; the import stops at one that is missing, left over, of the wrong shape, or not finite.
 """
 
 import inspect
@@ -32,13 +32,13 @@ CLASSES: dict[Architecture, type[Backbone]] = {"unet": UNet, "vit": VisionTransf
 # the decoder's first layer, (its width, latent channels, ...), whose name differs between the two
 FIRST_LAYERS: dict[Architecture, str] = {"unet": "decoder.conv_in.weight", "vit": "decoder.post_quant_embed.weight"}
 
-# A training that aligns the latents with a foundation model's features (checkpoints named `_vf`) saves that model, and the layer that
-# maps between the two. Neither encodes nor decodes.
+# A training that aligns the latents with a foundation model's features (checkpoints named `_vf`) also saves that model and the layer
+# that maps between the two. Encoding and decoding use neither.
 ALIGNMENT = ("foundation_model.", "linear_proj.")
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Ours -> theirs, each applied in turn; `decoder.up` counts from fine to coarse, see `their_name`
+# Our names -> theirs, applied in order; `decoder.up` counts from fine to coarse, see `their_name`
 RENAMINGS: dict[Architecture, tuple[tuple[str, str], ...]] = {
     "unet": (
         (r"^encoder\.levels", "encoder.down"),
@@ -100,7 +100,7 @@ def import_checkpoint(
             f"{path}: {surplus[0]!r} of shape {tuple(tensors[surplus[0]].shape)} (our name: none) is left over, one of {len(surplus)}: "
             f"give a {architecture} of these sizes, or its sizes by --config"
         )
-    # copies: two entries of the file may share memory, and the file may go away
+    # copied, because two entries of the file may share memory, and the file may be deleted later
     weights = {name: tensors[theirs].detach().to(torch.float32, copy=True).contiguous() for name, theirs in names.items()}
     backbone.load_state_dict(weights, assign=True)
     quantizer = GaussianQuantizer(
@@ -118,7 +118,7 @@ def import_checkpoint(
 
 
 def their_name(name: str, architecture: Architecture, levels: int = 0) -> str:
-    """The authors' name of a tensor of our backbone. `levels` of the UNet: its decoder's are counted from coarse to fine here."""
+    """The authors' name of a tensor of our backbone. `levels` is the UNet's, whose decoder counts them from coarse to fine here."""
     for pattern, replacement in RENAMINGS[architecture]:
         name = re.sub(pattern, replacement, name)
     return re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.up.{levels - 1 - int(match[1])}", name)

@@ -17,7 +17,7 @@ from gq_lightning.weights.lpips import LPIPS, SMALLEST_SIDE, TRUNKS
 
 QUALITIES = ("psnr", "ssim", "ms_ssim", "lpips")
 PREFIXES = ("", "gaussian_")  # decoded from the tokens, and from the Gaussian posterior
-# a histogram of more codewords than this would cost more memory than it tells
+# a histogram of more codewords than this would cost more memory than it is worth
 LARGEST_HISTOGRAM = 2**22
 LPIPS_NETWORK: Final = "alex"
 
@@ -25,16 +25,16 @@ LPIPS_NETWORK: Final = "alex"
 class ReconstructionMetrics(Metric):
     """Quality, rate and codebook usage. A torchmetrics `Metric`: call `update` per batch, on any device, then `compute`.
 
-    All states are sums, minima or maxima that torchmetrics reduces over the processes, so uneven batches weigh as they should. None
-    is part of a state_dict, and the networks are constants of the process: a LightningModule may hold this object.
+    All states are sums, minima or maxima that torchmetrics reduces over the processes, so uneven batches are weighted correctly. No
+    state is in a state_dict, and the networks are shared by the whole process, so a LightningModule may hold this object.
 
     Args:
         codebook_size: tokens are integers in [0, codebook_size).
         bits_per_position: tokens_per_position * log2(codebook_size).
         tokens_per_position: tokens at each position of the grid.
         downsampling: pixels per position along one axis.
-        image_size: pixels along a side, where known; only `protocol` before the first batch needs it.
-        lpips, rfid: whether to measure them; they need pretrained weights.
+        image_size: pixels along a side, where known; needed only by `protocol` before the first batch.
+        lpips, rfid: whether to measure them; both need pretrained weights.
         gaussian_rfid: whether to measure rFID of the Gaussian images, too, which doubles its cost.
         alpha: half the width, in bits, of the band around log2(codebook_size) of `share_within_alpha`.
 
@@ -95,7 +95,7 @@ class ReconstructionMetrics(Metric):
 
     @classmethod
     def of(cls, quantizer: Quantizer, downsampling: int, rfid: bool = True, gaussian_rfid: bool = True) -> Self:
-        """Metrics of what this quantizer's tokens give."""
+        """The metrics that fit this quantizer: its geometry, and the alpha of its TDC."""
         tdc = quantizer.tdc if isinstance(quantizer, PosteriorQuantizer) else None
         return cls(
             codebook_size=quantizer.codebook_size,
@@ -138,7 +138,7 @@ class ReconstructionMetrics(Metric):
                 self._add_quality(prefix, originals, _to_255(candidates))
 
     def compute(self) -> dict[str, float | int]:
-        """The metrics of all images of all processes, plain numbers by name; what was not measured, or cannot be, is left out."""
+        """The metrics of all images of all processes, as plain numbers by name; what was not or cannot be measured is left out."""
         result: dict[str, float | int] = {}
         for prefix in PREFIXES:
             for quality in QUALITIES:
@@ -211,7 +211,7 @@ class ReconstructionMetrics(Metric):
         return {}
 
     def _add(self, state: str, amount: Any) -> None:
-        # not in place: the states may be inference tensors, or not, whatever the mode now
+        # not in place: a state may be an inference tensor although inference mode is off now, or the reverse
         setattr(self, state, getattr(self, state) + amount)
 
     def _count(self, state: str) -> int:

@@ -111,7 +111,7 @@ def global_mean(local: Tensor) -> Tensor:
     Data parallel training averages the ranks' gradients. By the chain rule the average of f'(global) * d local is then the gradient of
     f(global) itself, for any f, without a collective in the backward pass.
 
-    Without gradients, where ranks may have different numbers of batches to evaluate, nobody is waited for: the mean is the local one.
+    Without gradients the mean is the local one: ranks may have different numbers of batches to evaluate, and must not wait for each other.
     """
     if not (torch.is_grad_enabled() and is_distributed()):
         return local

@@ -1,7 +1,7 @@
 """A tokenizer as a folder, in huggingface_hub's conventions: config.json (how to build it), model.safetensors (its weights).
 
-config.json pins the SHA-256 of model.safetensors, and the weights carry the fingerprint of the codebook: a folder of which a part was
-changed or damaged is refused, since it would decode tokens to something else without a word.
+config.json pins the SHA-256 of model.safetensors, and the weights carry the fingerprint of the codebook. A folder with a changed or
+damaged part is refused, since it would silently decode tokens to something else.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
-"""A training that has lost one of its ranks ends within seconds, on every machine, with a line that says which and how to go on.
+"""A training that loses one of its ranks ends within seconds, on every machine, with a line that says which one and how to resume.
 
     a rank is killed -> its connections close -> collectives of the others fail -----------> one line, exit status 75
                      -> where no collective fails (NCCL may wait half an hour): its parent,
                         or its child under Lightning's launcher, sees that it is gone -----> the same
 
-Under torchrun and srun the parent is theirs: they end the other ranks by themselves (srun with --kill-on-bad-exit).
+Under torchrun and srun the launcher is the parent, and ends the other ranks itself (srun with --kill-on-bad-exit).
 """
 
 import multiprocessing
@@ -24,21 +24,21 @@ from torch import distributed
 from gq_lightning.callbacks.surviving.last_checkpoint import last_checkpoint
 
 STATUS = os.EX_TEMPFAIL if hasattr(os, "EX_TEMPFAIL") else 75
-# what gloo says in a RuntimeError; NCCL and the store have exceptions of their own
+# gloo raises a plain RuntimeError with one of these; NCCL and the store raise their own exceptions
 WORDS = re.compile(r"/gloo/|Gloo connect|Connection (?:closed|reset|refused)|Broken pipe|Timed out waiting")
 LAUNCHER = "GQ_LIGHTNING_LAUNCHER"
-GRACE = 5.0  # seconds in which a process that has lost another may end by itself, with words of its own
+GRACE = 5.0  # seconds that a process which has lost another gets to end by itself, with its own message
 
 
 class LostRanks(Callback):
-    """Ends this process, and those that it began, when another rank is gone. Nothing is saved: ranks that lack one share no state.
+    """Ends this process, and those that it started, when another rank is gone. Nothing is saved: the remaining ranks may differ in state.
 
-    It takes the place of Lightning's observer of the launched processes, which ends all within five seconds without saying how to go on.
+    It replaces Lightning's observer of the launched processes, which ends all within five seconds without saying how to resume.
     """
 
     def __init__(self) -> None:
         self._end, self._over = threading.Lock(), threading.Event()
-        # whether Lightning's launcher, in another rank, began this process, which then inherits what that one leaves here
+        # whether Lightning's launcher, in another rank, started this process: it then inherits the variable that the launcher set
         self._launched = os.environ.get(LAUNCHER) == str(os.getppid())
         os.environ[LAUNCHER] = str(os.getpid())
 
@@ -47,7 +47,7 @@ class LostRanks(Callback):
             return
         for thread in threading.enumerate():
             if isinstance(thread, _ChildProcessObserver):
-                thread._child_processes = []  # it ends where there is none
+                thread._child_processes = []  # with nothing to observe, it ends
         self._over.clear()
         threading.Thread(target=self._watch, args=(trainer, os.getppid()), daemon=True, name="lost-ranks").start()
 
@@ -63,7 +63,7 @@ class LostRanks(Callback):
         if trainer.world_size == 1 or not lost:
             return
         if self._launched:
-            time.sleep(GRACE)  # the rank that began this one knows more, and ends it
+            time.sleep(GRACE)  # the rank that started this one knows more, and ends it
         until = time.monotonic() + 1.0
         while not _gone(trainer) and _children(trainer) and time.monotonic() < until:
             time.sleep(0.05)
@@ -73,7 +73,7 @@ class LostRanks(Callback):
         self._over.set()
 
     def _leave(self, trainer: Trainer, reason: str) -> None:
-        """Without the usual way out: to take leave of a rank that is gone may take for ever."""
+        """Ends without the usual cleanup, which may wait for ever for a rank that is gone."""
         if not self._end.acquire(blocking=False):
             return
         status = STATUS
@@ -93,17 +93,17 @@ class LostRanks(Callback):
 
 
 def _children(trainer: Trainer) -> list[Any]:
-    """The ranks that this process has begun."""
+    """The ranks that this process started."""
     return getattr(trainer.strategy.launcher, "procs", [])
 
 
 def _gone(trainer: Trainer) -> dict[int, int]:
-    """Of these, those that did not end well: their exit status by rank."""
+    """Exit status by rank of those children that failed."""
     first = trainer.global_rank + 1
     return {first + index: process.returncode for index, process in enumerate(_children(trainer)) if process.poll()}
 
 
 def _reason(exception: BaseException) -> str:
-    """What a library says of it, without the place in its own source."""
+    """The first line of a library's message, without the place in its source."""
     line = next(iter(str(exception).strip().splitlines()), type(exception).__name__)
     return re.sub(r"^\[\S+\] *", "", line).split(". This is typically")[0]

@@ -1,9 +1,9 @@
-"""A training that is told to make room: on SIGTERM it writes checkpoints/last.ckpt and ends; on SLURM's warning it is also requeued.
+"""Preemption: on SIGTERM a training writes checkpoints/last.ckpt and ends; on SLURM's warning it is also requeued.
 
     signal -> the step that is being made, and the validation that is due -> last.ckpt -> [scontrol requeue] -> one line, exit status
 
 Lightning's own handlers do not wait for the step to be complete: one saves in the middle of it, the other talks to the other ranks
-from there. Here a handler only takes a note; after each step the ranks agree whether any of them has one, and end at the same step.
+from there. Here a handler only records the signal; after each step the ranks agree whether any has one, and end at the same step.
 """
 
 import os
@@ -42,7 +42,7 @@ class Preemption(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             trainer._signal_connector.register_signal_handlers = lambda: self._listen(trainer)  # type: ignore[method-assign]
-            # which tells the others of the first rank's signal, before each batch: here any rank's is told, after it
+            # Lightning broadcasts the first rank's signal before each batch; here any rank's signal is shared, after the batch
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def _listen(self, trainer: Trainer) -> None:
@@ -55,7 +55,7 @@ class Preemption(Callback):
 
     def _hear(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
         if not self._signal and (launcher := trainer.strategy.launcher) is not None:
-            launcher.kill(number)  # the ranks that this process has begun
+            launcher.kill(number)  # the ranks that this process started
         self._signal = self._signal or number
         if not self._training:
             raise SIGTERMException

@@ -1,4 +1,4 @@
-"""Says, once each, what does not go as it should in a training under the target divergence, and what to change."""
+"""Warns, once each, about what goes wrong in a training under the target divergence, and says what to change."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ class Advice(Callback):
     - a multiplier that has been at its bound for as long, while a twentieth of the tokens is still on the wrong side,
     - latent dimensions that have cost next to nothing for as long: the encoder does not use them.
 
-    A codebook that collapses is told by the validation, a loss that is not finite stops the training (`NonFinite`).
+    The validation reports a codebook that collapses; `NonFinite` stops a training whose loss is not finite.
 
     Args:
         patience: steps. A multiplier crosses its whole range in 1 389 of them at the default factor of 1.01.

@@ -1,4 +1,4 @@
-"""Listings that took long, kept in the user's cache folder: JSON under its SHA-256, in a file that is named after the path listed."""
+"""Listings that took long are kept in the user's cache folder: JSON with its SHA-256, in a file named by a hash of the path listed."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ from typing import Any
 from gq_lightning.errors import UserError, printable
 from gq_lightning.files import cache_folder, write_whole
 
-VERSION = 1  # of the content; what other versions have kept is not read
+VERSION = 1  # of the content; files of other versions are not read
 logger = logging.getLogger("gq_lightning.data")
 
 
 def recall(path: Path) -> Any:
-    """What `keep` was given last for that file or folder, by whatever name it goes; None where there is nothing, or it is damaged."""
+    """What `keep` last stored for that file or folder, links resolved; None where there is nothing, or it is damaged."""
     try:
         digest, _, content = _file(path).read_bytes().partition(b"\n")
     except OSError:
@@ -27,8 +27,8 @@ def recall(path: Path) -> Any:
 
 
 def keep(path: Path, content: Any) -> None:
-    """Keeps plain data for `recall`. Where that cannot be written, a warning says so, and nothing else happens."""
-    # names that are no text come as lone surrogates, which ASCII escapes
+    """Stores plain data for `recall`. Where it cannot be written, a warning says so; nothing is raised."""
+    # file names that are not valid text contain lone surrogates, which ASCII escapes
     kept = json.dumps({"version": VERSION, "path": os.path.realpath(path), "content": content}, separators=(",", ":")).encode("ascii")
     try:
         write_whole(_file(path), hashlib.sha256(kept).hexdigest().encode() + b"\n" + kept)

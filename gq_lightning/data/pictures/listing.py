@@ -1,7 +1,7 @@
 """Which pictures a folder holds.
 
-A large folder is gone through once. What each of its directories held is kept as an index, and a directory is listed anew where its
-modification time or inode is another: one of them is as soon as a file comes, goes or changes its name.
+A large folder is listed once. The content of each of its directories is kept as an index, and a directory is listed again when its
+modification time or inode has changed: one of them does when a file is added, removed or renamed.
 """
 
 import os
@@ -16,12 +16,12 @@ from gq_lightning.data.pictures.progress import progress
 from gq_lightning.errors import UserError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-LARGE = 10_000  # pictures from which on an index is kept: fewer are listed in no time
-SETTLED = 2_000_000_000  # nanoseconds; what changes twice within the tick of a file system's clock shows one time
+LARGE = 10_000  # pictures from which an index is kept; fewer are listed quickly
+SETTLED = 2_000_000_000  # nanoseconds; two changes within one tick of a file system's clock show the same time
 
 
 class Directory(NamedTuple):
-    """What one directory holds, names sorted, and by what it is known to hold that still: -1 is never believed."""
+    """The content of one directory, names sorted, and what tells whether it is still the same; a `modified` of -1 never matches."""
 
     modified: int
     inode: int
@@ -30,7 +30,7 @@ class Directory(NamedTuple):
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name is a picture's. Those that begin with a dot are not: file managers leave broken pictures there."""
+    """Whether a file name is a picture's. Names that begin with a dot are not: file managers leave broken pictures under them."""
     return name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
 
 

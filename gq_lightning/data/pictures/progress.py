@@ -1,4 +1,4 @@
-"""How far something long has come, on standard error."""
+"""Progress of a long task, on standard error."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ EVERY = 10  # seconds between two lines, where standard error is no terminal
 
 @contextmanager
 def progress(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Gives a function that is to be called with how many more are done: a bar on a terminal, else a line now and then."""
+    """Yields a function to call with the number of items just done. Shows a bar on a terminal, otherwise a line every few seconds."""
     console, done, said = Console(stderr=True), 0, time.monotonic()
     title_column = TextColumn("{task.description}", markup=False)  # a path may hold brackets
     columns = (title_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -56,7 +56,7 @@ def load_picture(file: str | Path | BinaryIO, name: str | Path | None = None) ->
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """Opens for reading. A named pipe among the pictures is an empty file: without O_NONBLOCK it would be waited for, for ever."""
+    """Opens for reading. O_NONBLOCK makes a named pipe among the pictures an empty file, instead of waiting for it for ever."""
     return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
 
 

@@ -1,4 +1,4 @@
-"""Where the pictures lie in a tar archive, by its headers alone: nothing is extracted, and no size is believed that the file has not.
+"""Where the pictures lie in a tar archive, by its headers alone. Nothing is extracted, and sizes beyond the end of the file are refused.
 
 The format: https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html (ustar, pax), and GNU's long names.
 """

@@ -1,7 +1,7 @@
 """The optional C++ of a search: compiled once into the user's cache folder, about a second, at the first search that is worth it.
 
 Without a compiler, on other processors than x86-64 with AVX2, or with GQ_LIGHTNING_COMPILE=0, plain torch serves. torch's extension
-loader is not used: it links all of torch for nothing, and waits for ever on the lock of a process that was killed.
+loader is not used: it links all of torch without need, and waits for ever for the lock of a process that was killed.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ def path(name: str) -> Path:
     return cache_folder() / "compiled" / f"{name}-{_digest(name)}.so"
 
 
-@cache  # a small search takes less time than its source to read
+@cache  # reading the source takes longer than a small search
 def _digest(name: str) -> str:
     return hashlib.sha256(_source(name).read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
 
