@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from arms import DATA, ROOT, Arm, with_data, without_data
+from gq_lightning.files import write_whole
 
 SECONDS_TO_END = 5.0
 
@@ -165,10 +166,7 @@ def machine(measured: dict[str, Any], versions: dict[str, str]) -> dict[str, Any
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _text(path: Path) -> str:

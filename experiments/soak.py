@@ -39,12 +39,12 @@ class Files:
     """What the checkpoints' folder shows to one who watches it from outside."""
 
     def __init__(self, folder: Path) -> None:
-        self.last, self._temporary = folder / "last.ckpt", [folder / f".{name}.ckpt.tmp" for name in ("last", "best")]
+        self.last, self._folder = folder / "last.ckpt", folder
         self._before = self._looks()
 
     def _looks(self) -> dict[Path, tuple[int, int]]:
         looks = {}
-        for path in self._temporary:
+        for path in self._folder.glob(".*.ckpt.*.tmp"):
             try:
                 looks[path] = ((seen := path.stat()).st_mtime_ns, seen.st_size)
             except FileNotFoundError:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from gq_lightning.files import write_whole
+
 
 def machine() -> dict[str, Any]:
     """Processor, cores, threads, versions and accelerator, without the machine's name or paths."""
@@ -27,9 +29,7 @@ def machine() -> dict[str, Any]:
 
 def write(content: dict[str, Any], path: Path) -> None:
     """JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def peak() -> float:

@@ -38,6 +38,7 @@ from rich.table import Table
 
 from gq_lightning.callbacks import TDC
 from gq_lightning.cli.training import CommandLine
+from gq_lightning.files import whole_file
 from gq_lightning.training import module as training
 
 matplotlib.use("Agg")
@@ -254,9 +255,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(ncols=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=130, format="png")
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=130, format="png")
     plt.close(figure)
 
 

@@ -4,7 +4,6 @@ fit ends -> (a post-training hook converts) -> tokenizer/ -> evaluation of the t
 """
 
 import time
-from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from gq_lightning.data import ImageDataModule
 from gq_lightning.evaluation.evaluate import draw, evaluate, save_picture, some_images, write_metrics
+from gq_lightning.files import RunFolder
 from gq_lightning.metrics.report import collapse, metrics_table
 from gq_lightning.training.module import TokenizerTraining
 
@@ -40,9 +40,9 @@ class Export(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         pl_module.eval()
-        run = Path(trainer.log_dir or trainer.default_root_dir)
+        run = RunFolder(trainer.default_root_dir)
         if trainer.is_global_zero:
-            pl_module.tokenizer.save_pretrained(run / "tokenizer")
+            pl_module.tokenizer.save_pretrained(run.tokenizer)
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         values, protocol = evaluate(pl_module.tokenizer, data.test_dataloader(), self.rfid, trainer.is_global_zero, self.gaussian_rfid)
         if not trainer.is_global_zero:
@@ -51,7 +51,7 @@ class Export(Callback):
             logger.log_metrics({f"final/{name}": float(value) for name, value in values.items()}, step=trainer.global_step)
             logger.save()
         write_metrics(
-            run / "metrics.json",
+            run.metrics,
             values,
             protocol,
             data.protocol(),
@@ -62,12 +62,12 @@ class Export(Callback):
         )
         with torch.no_grad():
             images = some_images(data.evaluation_set(), self.columns).to(pl_module.device)
-            save_picture(draw(images, pl_module.tokenizer.reconstruct(images)), run / "reconstructions.png")
+            save_picture(draw(images, pl_module.tokenizer.reconstruct(images)), run.reconstructions)
         console = Console()
         console.print(
             metrics_table(values, title=f"{pl_module.tokenizer.quantizer.bits_per_position:g} bits per position, {values['images']} images")
         )
-        for name in ("metrics.json", "reconstructions.png", "tokenizer"):
-            console.print(f"  {run / name}", soft_wrap=True)
+        for path in (run.metrics, run.reconstructions, run.tokenizer):
+            console.print(f"  {path}", soft_wrap=True)
         if (warning := collapse(values)) is not None:
             console.print(f"[bold red]{warning}")

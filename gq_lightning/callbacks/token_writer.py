@@ -1,12 +1,12 @@
 """`predict` writes what it computes: one token file per image of the evaluation set."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from gq_lightning.files import RunFolder
 from gq_lightning.tokens.token_file import SUFFIX, TokenFile, write_tokens
 from gq_lightning.training.module import TokenizerTraining
 
@@ -35,11 +35,10 @@ class TokenWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         assert isinstance(pl_module, TokenizerTraining)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "tokens"
+        folder = RunFolder(trainer.default_root_dir).tokens
         height, width = batch.shape[-2:]
         for index, tokens in zip(batch_indices or (), prediction, strict=True):
             path = folder / (self._name(index) + SUFFIX)
-            path.parent.mkdir(parents=True, exist_ok=True)
             done = f"{height}x{width} of the evaluation set"
             tokenizer = pl_module.tokenizer
             geometry = (tokenizer.codebook_size, tokenizer.downsampling)

@@ -1,12 +1,13 @@
 """The command line: LightningCLI (fit, validate, test, predict) and the tools of `commands`.
 
-What every run has stands here: the links by which a width or an image size is typed once, the callbacks common to all, and the run's
-folder runs/NAME with config.yaml, checkpoints, TensorBoard events, metrics.json, reconstructions.png and tokenizer/.
+What every run has stands here: the links by which a width or an image size is typed once, and the callbacks common to all. What is in
+its folder runs/NAME stands in `files.run_folder`.
 """
 
 import logging
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -36,12 +37,12 @@ from gq_lightning.callbacks import (
     Reconstructions,
     TokenWriter,
 )
-from gq_lightning.callbacks.watching.broken_pictures import REPORT
-from gq_lightning.callbacks.watching.non_finite import FOLDER as NON_FINITE
+from gq_lightning.callbacks.order import in_order
 from gq_lightning.cli import tools as commands
 from gq_lightning.data import ImageDataModule
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation.summary import Format, render, summarize
+from gq_lightning.files import RunFolder, write_whole
 from gq_lightning.training.module import TokenizerTraining
 
 HELP = """\
@@ -83,23 +84,32 @@ class ProgressBar(RichProgressBar):
         self._stop_progress()
 
 
+class SaveConfig(SaveConfigCallback):
+    """Writes the run's config.yaml."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        text = self.parser.dump(self.config, skip_none=False)
+        write_whole(RunFolder(trainer.default_root_dir).config, text.encode())
+
+
 class CommandLine(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of a TokenizerTraining on an ImageDataModule."""
 
     def __init__(self, args: list[str], run: bool = True) -> None:
-        super().__init__(
-            TokenizerTraining,
-            ImageDataModule,
-            # validate and its like must not write over the config of the run that they look at
-            save_config_callback=SaveConfigCallback if args[:1] == ["fit"] else None,
-            # the run's folder is ours to guard, see _claim_folder
-            save_config_kwargs={"overwrite": True},
-            trainer_class=Trainer,
-            subclass_mode_data=True,
-            args=args,
-            run=run,
-            parser_kwargs=_parser_settings(run),
-        )
+        with ExitStack() as self._until_the_end:
+            super().__init__(
+                TokenizerTraining,
+                ImageDataModule,
+                # validate and its like must not write over the config of the run that they look at
+                save_config_callback=SaveConfig if args[:1] == ["fit"] else None,
+                # to the logger's folder, Lightning means
+                save_config_kwargs={"save_to_log_dir": False},
+                trainer_class=Trainer,
+                subclass_mode_data=True,
+                args=args,
+                run=run,
+                parser_kwargs=_parser_settings(run),
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", default="default", help="name of the run; its folder is RUNS/NAME")
@@ -120,7 +130,7 @@ class CommandLine(LightningCLI):
                 "checkpoint.mode": "max",
                 # before the epoch ends, so that the last checkpoint, which comes next, knows of it
                 "checkpoint.save_on_train_epoch_end": False,
-                "checkpoint.filename": "best",
+                "checkpoint.filename": RunFolder("").best.stem,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -140,68 +150,48 @@ class CommandLine(LightningCLI):
         for theirs, ours in (("accumulate_grad_batches", "accumulate"), ("gradient_clip_val", "gradient_clip")):
             if (value := self._get(self.config, f"trainer.{theirs}")) not in (None, 1):
                 raise UserError(f"trainer.{theirs}: use model.{ours} {value:g}, which serves generator and discriminator alike")
-        run = Path(self._get(self.config, "trainer.default_root_dir"))
-        if self.subcommand == "fit":
-            self._claim_folder(run)
-        checkpoints = Path(self._get(self.config, "checkpoint.dirpath") or run / "checkpoints")
+        run = RunFolder(self._get(self.config, "trainer.default_root_dir"))
+        if self.subcommand == "fit" and not self._get(self.config, "trainer.fast_dev_run"):
+            go_on = bool(self._get(self.config, "ckpt_path"))
+            self._until_the_end.enter_context(run.claimed(go_on, self._get(self.config, "overwrite")))
+        checkpoints = Path(self._get(self.config, "checkpoint.dirpath") or run.checkpoints)
         if self._get(self.config, "ckpt_path") == "last" and not any(checkpoints.glob("last*.ckpt")):
             if self.subcommand != "fit":
                 raise UserError(f"{checkpoints}: there is no last checkpoint to {self.subcommand}: give --ckpt_path a file")
             # so that one command serves to begin and to go on
             rank_zero_info(f"{checkpoints}: no last checkpoint yet, the training begins at its beginning")
 
-    @rank_zero_only
-    def _claim_folder(self, run: Path) -> None:
-        """Two runs in one folder would mix their checkpoints and curves."""
-        written = run / "config.yaml"
-        if not written.exists() or self._get(self.config, "ckpt_path") or self._get(self.config, "trainer.fast_dev_run"):
-            return
-        if not self._get(self.config, "overwrite"):
-            choices = "--ckpt_path last resumes it, --overwrite true replaces it, --name chooses another"
-            raise UserError(f"{run}: a run is there already; {choices}")
-        for pattern in (
-            "events.out.tfevents.*",
-            "checkpoints/*.ckpt",
-            "tokenizer/*",
-            "metrics.json",
-            "reconstructions.png",
-            "config.yaml",
-            REPORT,
-            f"{NON_FINITE}/*",
-        ):
-            for path in run.glob(pattern):
-                path.unlink()
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        run = Path(self._get(self.config_init, "trainer.default_root_dir"))
+        run = RunFolder(self._get(self.config_init, "trainer.default_root_dir"))
         callbacks = [
             ExactResume(),
             NonFinite(),
-            LearningRateMonitor("step"),
             Reconstructions(),
             Diagnostics(),
             BrokenPictures(),
             TokenWriter(),
+            Preemption(),
+            LostRanks(),
         ]
         if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
-        # after the bar, which must be gone before a last message
-        callbacks += [Preemption(), LostRanks()]
         if (decay := self._get(self.config_init, "ema_decay")) is not None:
             # buffers are the multipliers and the codebook: they are copied, an average of them means nothing
             callbacks.append(EMAWeightAveraging(decay=decay, use_buffers=False))
         if self._get(self.config_init, "trainer.logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(run.parent, name=run.name, version="")
-        else:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+            kwargs["logger"] = TensorBoardLogger(run.path.parent, name=run.path.name, version="")
+            callbacks.append(LearningRateMonitor("step"))
+        checkpoint = self._get(self.config_init, "checkpoint")
+        checkpoint.dirpath = checkpoint.dirpath or str(run.checkpoints)  # and not the logger's folder
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CheckpointFiles()]
         extra = self._get(self.config_init, "trainer.callbacks") or []
-        # the common ones first: the post-training hook of the quantizer's file is to see averaged weights. The export follows it
         kwargs["callbacks"] = [*callbacks, *(extra if isinstance(extra, list) else [extra])]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
+        return trainer
 
 
 class SummaryCommand(CommandLine):

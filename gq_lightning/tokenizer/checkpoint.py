@@ -6,6 +6,7 @@ import torch
 
 from gq_lightning.construction import build
 from gq_lightning.errors import UserError
+from gq_lightning.files import RunFolder
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer.module import ImageTokenizer
 
@@ -20,8 +21,8 @@ def load_checkpoint(path: Path) -> ImageTokenizer:
         UserError: there is none, or it is not one of this package.
     """
     if path.is_dir():
-        found = [path / "checkpoints" / "last.ckpt", *sorted((path / "checkpoints").glob("*.ckpt"))]
-        existing = [candidate for candidate in found if candidate.is_file()]
+        run = RunFolder(path)
+        existing = [candidate for candidate in (run.last, *sorted(run.checkpoints.glob("*.ckpt"))) if candidate.is_file()]
         if not existing:
             raise UserError(f"{path}: no checkpoints/*.ckpt in this folder; give a run's folder or a checkpoint")
         path = existing[0]

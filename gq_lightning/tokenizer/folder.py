@@ -6,7 +6,7 @@ damaged part is refused, since it would silently decode tokens to something else
 
 import hashlib
 import json
-import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from gq_lightning.errors import UserError
+from gq_lightning.files import Draft
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 2
@@ -47,13 +48,13 @@ def write_folder(folder: str | Path, description: dict[str, Any], state: dict[st
     try:
         folder.mkdir(parents=True, exist_ok=True)
         contents = {WEIGHTS: weights, CARD: card.encode(), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
-        for name, content in contents.items():
-            with open(folder / f".{name}.tmp", "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in contents:
-            os.replace(folder / f".{name}.tmp", folder / name)
+        with ExitStack() as stack:
+            drafts = [stack.enter_context(Draft(folder / name)) for name in contents]
+            for draft, content in zip(drafts, contents.values(), strict=True):
+                draft.file.write(content)
+                draft.complete()
+            for draft in drafts:
+                draft.place()
     except OSError as error:
         raise UserError(
             f"{folder}: the tokenizer cannot be written there ({error.strerror}); what was there before is unchanged"

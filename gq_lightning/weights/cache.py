@@ -6,7 +6,6 @@ download and the mirror give the same content. Its SHA-256 is pinned here, and c
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.files import cache_folder
+from gq_lightning.files import cache_folder, whole_file
 from gq_lightning.weights import sources
 
 # name -> SHA-256 of the canonical content, as `content_sha256` takes it
@@ -150,16 +149,8 @@ def _read(path: Path, sha256: str) -> dict[str, Tensor] | None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
-        try:
-            file.write(safetensors.torch.save(tensors))
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with whole_file(path) as file:
+        file.write(safetensors.torch.save(tensors))
 
 
 def _missing(path: Path, why: str) -> UserError:

@@ -12,6 +12,7 @@ import torch
 
 import drill
 import soak
+from gq_lightning.files import whole_file
 from killed import Life, descendants, difference
 from soak import Files, verdict
 
@@ -49,14 +50,14 @@ def test_a_bit_is_a_difference() -> None:
 
 
 def test_a_write_is_told_from_what_an_older_one_has_left(tmp_path: Path) -> None:
-    temporary = tmp_path / ".last.ckpt.tmp"
-    assert Files(tmp_path).being_written() is None
-    temporary.write_bytes(b"half")
+    assert Files(tmp_path / "not there yet").being_written() is None
+    (tmp_path / ".last.ckpt.0123456789ab.tmp").write_bytes(b"half")
     files = Files(tmp_path)
-    assert files.being_written() is None
-    temporary.write_bytes(b"halves")
-    assert files.being_written() == 6
-    temporary.rename(tmp_path / "last.ckpt")
+    assert files.being_written() is None and files.written() == 0
+    with whole_file(tmp_path / "last.ckpt") as file:
+        file.write(b"halves")
+        file.flush()
+        assert files.being_written() == 6
     assert files.being_written() is None and files.written() > 0
 
 

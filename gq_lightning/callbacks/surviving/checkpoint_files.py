@@ -1,7 +1,5 @@
 """How a checkpoint becomes a file: whole or not at all, whenever the process is killed or the disk is full."""
 
-import contextlib
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import torch
 from lightning.fabric.plugins.io import CheckpointIO, TorchCheckpointIO
 
 from gq_lightning.errors import UserError
+from gq_lightning.files import whole_file
 
 
 class CheckpointFiles(CheckpointIO):
@@ -28,25 +27,17 @@ class CheckpointFiles(CheckpointIO):
             self._io.save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        # one name, so that what a killed process has left is written over
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with whole_file(path) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             # torch's writer is stopped by an OSError, and then raises a complaint of its own about the unfinished file
             reason = error if isinstance(error, OSError) else error.__context__
             if not isinstance(reason, OSError):
                 raise
             kept = "the one before it is kept" if path.exists() else "there is none before it"
             raise UserError(f"{path}: the checkpoint could not be written ({reason.strerror or reason}), {kept}") from error
-        _flush(path.parent)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Tensors and plain data; a pickle that would run code is refused, unless `weights_only` is False in so many words.
@@ -67,13 +58,3 @@ class CheckpointFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         self._io.remove_checkpoint(path)
-
-
-def _flush(folder: Path) -> None:
-    """The rename, too, is to survive a power failure; not every file system can do that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

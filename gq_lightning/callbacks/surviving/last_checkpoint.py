@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gq_lightning.errors import UserError
+from gq_lightning.files import RunFolder
 
 
 class LastCheckpoint(Checkpoint):
@@ -51,7 +52,8 @@ class LastCheckpoint(Checkpoint):
 def last_checkpoint(trainer: Trainer) -> Path:
     """Where it is, beside the best."""
     folders = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return Path((folders[0] if folders else None) or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+    last = RunFolder(trainer.default_root_dir).last
+    return Path((folders[0] if folders else None) or last.parent) / last.name
 
 
 def validation_is_due(trainer: Trainer) -> bool:

@@ -1,15 +1,11 @@
 """RUN/broken_pictures.txt: which pictures a training went without."""
 
-from pathlib import Path
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gq_lightning.data import ImageDataModule
 from gq_lightning.distributed import any_over_ranks
-from gq_lightning.files import write_whole
-
-REPORT = "broken_pictures.txt"
+from gq_lightning.files import RunFolder, write_whole
 
 
 class BrokenPictures(Callback):
@@ -39,7 +35,7 @@ class BrokenPictures(Callback):
         }
         if not (found and trainer.is_global_zero):
             return
-        path = Path(trainer.default_root_dir) / REPORT
+        path = RunFolder(trainer.default_root_dir).broken_pictures
         known = set(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()) if path.exists() else set()
         if found <= known:
             return

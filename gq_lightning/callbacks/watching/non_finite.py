@@ -14,9 +14,7 @@ from torchvision.utils import make_grid
 from gq_lightning.data import to_picture
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation.evaluate import save_picture
-from gq_lightning.files import write_whole
-
-FOLDER = "non_finite"
+from gq_lightning.files import RunFolder, write_whole
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,8 @@ class NonFinite(Callback):
 
     def _write(self, trainer: Trainer, batch: Batch) -> tuple[Path, list[str]]:
         names = trainer.datamodule.batch_names(batch.epoch, batch.index)  # type: ignore[attr-defined]
-        path = Path(trainer.default_root_dir) / FOLDER / f"epoch{batch.epoch}-batch{batch.index}-rank{trainer.global_rank}.safetensors"
+        name = f"epoch{batch.epoch}-batch{batch.index}-rank{trainer.global_rank}.safetensors"
+        path = RunFolder(trainer.default_root_dir).non_finite / name
         images = batch.images.detach().float().cpu()
         told = {"epoch": batch.epoch, "batch": batch.index, "loss": str(float(batch.loss)), "names": names}
         write_whole(path, save({"images": images.contiguous()}, {"told": json.dumps(told)}))

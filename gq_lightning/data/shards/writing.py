@@ -9,13 +9,11 @@ interrupted goes on behind the last one.
 
 import io
 import logging
-import os
 import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
-from uuid import uuid4
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -27,6 +25,7 @@ from gq_lightning.data.pictures.reading import BrokenImage, load_picture, open_f
 from gq_lightning.data.shards.module import LARGEST, Shard, read_shard, write_index
 from gq_lightning.data.shards.tar import BLOCK
 from gq_lightning.errors import UserError, printable
+from gq_lightning.files import Draft
 
 logger = logging.getLogger("gq_lightning.data")
 
@@ -141,15 +140,15 @@ class _Growing:
     """A shard under a temporary name."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f".{uuid4().hex}.partial")
         self.left_out: dict[str, str] = {}
         self.pictures = 0
-        self._file = self.temporary.open("wb")
-        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape")
+        self._draft = Draft(path)
+        file = self._draft.file
+        self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape")
 
     @property
     def size(self) -> int:
-        return self._file.tell()
+        return self._draft.file.tell()
 
     def add(self, name: str, content: bytes) -> None:
         header = tarfile.TarInfo(name)
@@ -160,13 +159,10 @@ class _Growing:
     def finish(self) -> None:
         """The index first: where the shard is, it is whole and has one."""
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        write_index(self.path, self.temporary, self.left_out)
-        os.replace(self.temporary, self.path)
+        self._draft.complete()
+        write_index(self._draft.path, Path(self._draft.file.name), self.left_out)
+        self._draft.place()
 
     def discard(self) -> None:
         """Removes what is there under the temporary name."""
-        self._file.close()
-        self.temporary.unlink(missing_ok=True)
+        self._draft.discard()

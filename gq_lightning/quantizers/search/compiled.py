@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gq_lightning.files import cache_folder
+from gq_lightning.files import cache_folder, whole_file
 
 logger = logging.getLogger("gq_lightning.search")
 
@@ -78,12 +78,13 @@ def _load(name: str) -> ctypes.CDLL | None:
 
 
 def _compile(source: Path, target: Path) -> None:
-    """To a temporary name, then renamed: processes that start together do not read half a file."""
+    """Elsewhere, then written whole: processes that start together do not read half a file."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
     if compiler is None:
         raise OSError("no C++ compiler (c++, g++ or clang++) is installed")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / target.name
         subprocess.run([compiler, *FLAGS, str(source), "-o", str(made)], check=True, capture_output=True, text=True)
-        os.replace(made, target)
+        with whole_file(target) as file:
+            file.write(made.read_bytes())
