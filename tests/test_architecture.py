@@ -15,6 +15,7 @@ ALLOWED = {
     "files": set(),
     "theory": set(),
     "weights": set(),
+    "lightning_internals": set(),
     "data": set(),
     "backbones": set(),
     "quantizers": {"theory"},
@@ -23,16 +24,38 @@ ALLOWED = {
     "tokens": {"data"},
     "losses": {"weights"},
     "metrics": {"quantizers.base", "theory", "weights"},
-    "training": {"backbones.base", "losses", "metrics", "quantizers.base", "tokenizer"},
+    "training": {"backbones.base", "lightning_internals", "losses", "metrics", "quantizers.base", "tokenizer"},
     "evaluation": {"data", "metrics", "theory", "tokenizer"},
     # an importer names what it makes
     "importers": {"backbones", "quantizers", "tokenizer"},
-    "callbacks": {"data", "evaluation", "metrics", "quantizers.base", "quantizers.tdc", "tokenizer", "tokens", "training"},
-    "cli": {"callbacks", "data", "evaluation", "importers", "metrics", "quantizers", "tokenizer", "tokens", "training", "weights"},
+    "callbacks": {
+        "data",
+        "evaluation",
+        "lightning_internals",
+        "metrics",
+        "quantizers.base",
+        "quantizers.tdc",
+        "tokenizer",
+        "tokens",
+        "training",
+    },
+    "cli": {
+        "callbacks",
+        "data",
+        "evaluation",
+        "importers",
+        "lightning_internals",
+        "metrics",
+        "quantizers",
+        "tokenizer",
+        "tokens",
+        "training",
+        "weights",
+    },
     "__init__": {"tokenizer"},
     "__main__": {"cli"},
 }
-MOST = {"rooms": 20, "floors": 9, "arrows": 75}
+MOST = {"rooms": 21, "floors": 9, "arrows": 75}
 
 
 def imports(path: Path) -> set[str]:

@@ -5,9 +5,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
 
 from gq_lightning.errors import UserError
+from gq_lightning.lightning_internals import is_fitting, validation_is_due
 
 
 class LastCheckpoint(Checkpoint):
@@ -39,7 +39,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self._complete:
+        if is_fitting(trainer) and not trainer.sanity_checking and self._complete:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
@@ -52,9 +52,3 @@ def last_checkpoint(trainer: Trainer) -> Path:
     """Where it is, beside the best."""
     folders = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return Path((folders[0] if folders else None) or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
-
-
-def validation_is_due(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that ends."""
-    loop = trainer.fit_loop
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
