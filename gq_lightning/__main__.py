@@ -1,6 +1,6 @@
 import sys
 
-from gq_lightning.cli.training import main
+from gq_lightning.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,6 @@
 """What a part has to ask of torch.distributed, where it may also run alone."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -31,3 +32,19 @@ def any_over_ranks(flags: Tensor) -> Tensor:
     flags = flags.clone()
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     return flags
+
+
+def rows_of_all_ranks(rows: Tensor) -> Tensor:
+    """The rows (N, ...) of every rank, one rank after the other, without gradient; ranks may have different numbers of them."""
+    rows = rows.detach()
+    if not is_distributed():
+        return rows
+    count = torch.tensor(len(rows), device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(ranks())]
+    dist.all_gather(counts, count)
+    # ranks exchange tensors of one shape: all are padded to the longest
+    padded = rows.new_zeros(int(max(counts)), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(length)] for part, length in zip(parts, counts, strict=True)])

@@ -45,7 +45,8 @@ class Record(Callback):
 from gq_lightning.cli import training as cli
 start = cli.CommandLine.instantiate_trainer
 cli.CommandLine.instantiate_trainer = lambda self, **kw: (lambda t: (t.callbacks.append(Record()), t)[1])(start(self, **kw))
-sys.exit(cli.main(sys.argv[1:]))
+from gq_lightning.cli.main import main
+sys.exit(main(sys.argv[1:]))
 """
 
 

@@ -13,7 +13,7 @@ from small import CONFIGS, run_ranks, small_training
 from torch.utils.data import DataLoader
 
 from gq_lightning import ImageTokenizer, UserError
-from gq_lightning.cli.training import main
+from gq_lightning.cli.main import main
 from gq_lightning.losses.adversary import Adversary
 from gq_lightning.losses.discriminator import ActNorm, PatchDiscriminator
 from gq_lightning.quantizers import FiniteScalarQuantizer

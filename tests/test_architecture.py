@@ -15,6 +15,7 @@ ALLOWED = {
     "files": set(),
     "theory": set(),
     "weights": set(),
+    "lightning_internals": set(),
     "data": set(),
     "backbones": set(),
     "quantizers": {"theory"},
@@ -23,16 +24,38 @@ ALLOWED = {
     "tokens": {"data"},
     "losses": {"weights"},
     "metrics": {"quantizers.base", "theory", "weights"},
-    "training": {"backbones.base", "losses", "metrics", "quantizers.base", "tokenizer"},
+    "training": {"backbones.base", "lightning_internals", "losses", "metrics", "quantizers.base", "tokenizer"},
     "evaluation": {"data", "metrics", "theory", "tokenizer"},
     # an importer names what it makes
     "importers": {"backbones", "quantizers", "tokenizer"},
-    "callbacks": {"data", "evaluation", "metrics", "quantizers.base", "quantizers.tdc", "tokenizer", "tokens", "training"},
-    "cli": {"callbacks", "data", "evaluation", "importers", "metrics", "quantizers", "tokenizer", "tokens", "training", "weights"},
+    "callbacks": {
+        "data",
+        "evaluation",
+        "lightning_internals",
+        "metrics",
+        "quantizers.base",
+        "quantizers.tdc",
+        "tokenizer",
+        "tokens",
+        "training",
+    },
+    "cli": {
+        "callbacks",
+        "data",
+        "evaluation",
+        "importers",
+        "lightning_internals",
+        "metrics",
+        "quantizers",
+        "tokenizer",
+        "tokens",
+        "training",
+        "weights",
+    },
     "__init__": {"tokenizer"},
     "__main__": {"cli"},
 }
-MOST = {"rooms": 20, "floors": 9, "arrows": 75}
+MOST = {"rooms": 21, "floors": 9, "arrows": 75}
 
 
 def imports(path: Path) -> set[str]:
@@ -62,12 +85,15 @@ def test_arrows(path: Path) -> None:
 
 
 def test_the_house_is_of_this_size(capsys: pytest.CaptureFixture[str]) -> None:
-    """Rooms, arrows between them, and floors: the longest way down. There is no circle, or the way would have no end."""
+    """Rooms, arrows between them, and floors: the longest way down. There is no circle, or the way would have no end.
+
+    The doors, __init__ and __main__, are no rooms.
+    """
     arrows: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         arrows.setdefault(room, set()).update(name.split(".")[0] for name in imports(path) if name.split(".")[0] in ALLOWED)
-    arrows = {room: targets - {room} for room, targets in arrows.items()}
+    arrows = {room: targets - {room} for room, targets in arrows.items() if not room.startswith("__")}
 
     def floor(room: str, above: tuple[str, ...] = ()) -> int:
         assert room not in above, f"a circle: {' -> '.join((*above, room))}"

@@ -20,7 +20,7 @@ from torch.distributions import Normal
 from torch.quasirandom import SobolEngine
 
 from gq_lightning import ImageTokenizer, UserError
-from gq_lightning.cli.training import main
+from gq_lightning.cli.main import main
 from gq_lightning.importers.authors import import_checkpoint, their_name
 
 CODEBOOK, BITS = 256, 16  # two tokens of 4 channels per position

@@ -69,13 +69,13 @@ def noise(like: Tensor, rank: int, ranks: int) -> Tensor:
     return torch.randn(len(like) * ranks, *like.shape[1:])[rank::ranks]
 
 
-def gather_in_order(vectors: Tensor) -> list[Tensor]:
+def gather_in_order(vectors: Tensor) -> Tensor:
     """The vectors of all ranks, in the order in which one process has their pictures."""
-    images = [part.unflatten(0, (GLOBAL_BATCH // RANKS, -1)) for part in GATHER(vectors)]
-    return [torch.stack(images, dim=1).flatten(0, 2)]
+    images = [part.unflatten(0, (GLOBAL_BATCH // RANKS, -1)) for part in GATHER(vectors).chunk(RANKS)]
+    return torch.stack(images, dim=1).flatten(0, 2)
 
 
-GATHER = vq.gather_all_tensors
+GATHER = vq.rows_of_all_ranks
 
 
 def train(name: str, pictures: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def train(name: str, pictures: Path, rank: int = 0, ranks: int = 1) -> dict[str,
         default_root_dir=pictures / str(ranks),
         **quiet,
     )
-    with patch("torch.randn_like", lambda like: noise(like, rank, ranks)), patch.object(vq, "gather_all_tensors", gather_in_order):
+    with patch("torch.randn_like", lambda like: noise(like, rank, ranks)), patch.object(vq, "rows_of_all_ranks", gather_in_order):
         before = dict(trainer.validate(training, data, verbose=False)[0])
         trainer.fit(training, data)
     after = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}

@@ -13,7 +13,7 @@ import yaml
 from small import CONFIGS
 
 from gq_lightning import ImageTokenizer, UserError
-from gq_lightning.cli.training import main
+from gq_lightning.cli.main import main
 from gq_lightning.files import RunFolder
 
 # claims the folder, forks what a loader's worker would be, says so, and waits to be killed

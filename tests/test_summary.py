@@ -14,7 +14,7 @@ from gq_lightning import ImageTokenizer, UserError
 from gq_lightning.backbones import UNet
 from gq_lightning.backbones.base import Backbone
 from gq_lightning.backbones.unet import Attention
-from gq_lightning.cli.training import main
+from gq_lightning.cli.main import main
 from gq_lightning.evaluation.summary import render, summarize
 from gq_lightning.quantizers import GaussianQuantizer
 from gq_lightning.quantizers.base import Quantized, Quantizer

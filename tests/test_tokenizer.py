@@ -8,7 +8,7 @@ from small import small_tokenizer, small_training
 from torch.quasirandom import SobolEngine
 
 from gq_lightning import ImageTokenizer, UserError
-from gq_lightning.cli.training import main
+from gq_lightning.cli.main import main
 from gq_lightning.quantizers import GaussianQuantizer
 from gq_lightning.tokenizer.windows import see_in_windows
 

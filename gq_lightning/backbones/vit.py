@@ -8,7 +8,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from gq_lightning.backbones.base import Backbone, apply_block, check_multiple
@@ -40,6 +39,8 @@ class Transformer(nn.Module):
     """Learned position embedding, LayerNorm, pre-norm blocks, LayerNorm. (B, positions, width) to the same shape."""
 
     def __init__(self, positions: int, width: int, layers: int, heads: int, mlp_ratio: float, gradient_checkpointing: bool) -> None:
+        from timm.models.vision_transformer import Block  # takes as long to import as torch
+
         super().__init__()
         self.position_embedding = nn.Parameter(width**-0.5 * torch.randn(positions, width))
         self.norm_in = nn.LayerNorm(width)

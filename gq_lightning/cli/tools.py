@@ -1,4 +1,7 @@
-"""The tools of the command line: weights, shard, convert, import-checkpoint, encode, decode, evaluate."""
+"""The tools of the command line: weights, shard, convert, import-checkpoint, encode, decode, evaluate.
+
+Those that need Lightning, or the networks of LPIPS and rFID, import them when they are called.
+"""
 
 import argparse
 import sys
@@ -10,15 +13,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from gq_lightning import weights
-from gq_lightning.callbacks.gaussian_quant import convert
 from gq_lightning.construction import build, describe
-from gq_lightning.data import ImageFolder
-from gq_lightning.data.shards.writing import WhenBroken, write_shards
+from gq_lightning.data.pictures.reading import WhenBroken
 from gq_lightning.errors import UserError
-from gq_lightning.evaluation.evaluate import evaluate, write_metrics
 from gq_lightning.importers.authors import Architecture, import_checkpoint
-from gq_lightning.metrics.report import metrics_table
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.quantizers.codebook import Generator
 from gq_lightning.tokenizer import ImageTokenizer
@@ -27,6 +25,8 @@ from gq_lightning.tokens.codec import Fit, decode_pictures, encode_pictures
 
 
 def _weights(arguments: argparse.Namespace) -> None:
+    from gq_lightning import weights
+
     table = Table("weights", "MB", "SHA-256 of the content", "file")
     for name in weights.WEIGHTS:
         weights.fetch(name)
@@ -36,6 +36,8 @@ def _weights(arguments: argparse.Namespace) -> None:
 
 
 def _shard(arguments: argparse.Namespace) -> None:
+    from gq_lightning.data.shards.writing import write_shards
+
     options = (arguments.split, arguments.size, arguments.broken, arguments.workers)
     written = write_shards(arguments.folder, arguments.out, *options)
     left_out = f", {len(written.left_out)} broken ones left out" if written.left_out else ""
@@ -51,6 +53,8 @@ def _another_codebook(trained: Quantizer, changes: dict[str, Any], source: str) 
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    from gq_lightning.callbacks.gaussian_quant import convert
+
     tokenizer = load_checkpoint(arguments.checkpoint)
     given = {name: getattr(arguments, name) for name in ("codebook", "codebook_size", "prior_weight", "seed")}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -87,6 +91,10 @@ def _decode(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from gq_lightning.data import ImageFolder
+    from gq_lightning.evaluation.evaluate import evaluate, write_metrics
+    from gq_lightning.metrics.report import metrics_table
+
     tokenizer = _load(arguments)
     size = arguments.size or tokenizer.window or 256
     folder = str(arguments.data)
@@ -211,11 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMANDS = ("weights", "shard", "convert", "import-checkpoint", "encode", "decode", "evaluate")
-
-
-def run(args: list[str]) -> int:
-    """Runs a tool; returns the exit status."""
+def run(args: list[str]) -> None:
+    """Runs a command of `main.TOOLS`."""
     arguments = _parser().parse_args(args)
     arguments.function(arguments)
-    return 0

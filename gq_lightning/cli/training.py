@@ -1,11 +1,10 @@
-"""The command line: LightningCLI (fit, validate, test, predict) and the tools of `commands`.
+"""The commands that train and measure: LightningCLI (fit, validate, test, predict), and summary.
 
 What every run has stands here: the links by which a width or an image size is typed once, and the callbacks common to all. What is in
 its folder runs/NAME stands in `files.run_folder`.
 """
 
 import logging
-import sys
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,11 +14,10 @@ import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from gq_lightning.callbacks import (
@@ -38,50 +36,18 @@ from gq_lightning.callbacks import (
     TokenWriter,
 )
 from gq_lightning.callbacks.order import in_order
-from gq_lightning.cli import tools as commands
 from gq_lightning.data import ImageDataModule
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation.summary import Format, render, summarize
 from gq_lightning.files import RunFolder, write_whole
+from gq_lightning.lightning_internals import MisconfigurationException, ProgressBar
 from gq_lightning.training.module import TokenizerTraining
-
-HELP = """\
-usage: python -m gq_lightning COMMAND …       (every COMMAND has --help)
-
-train and measure, configured by YAML files and --key value:
-  fit           train, convert to a tokenizer by Gaussian Quant, measure
-  validate      metrics of a checkpoint on the data's evaluation set
-  test          the same, with rFID
-  predict       tokens of the evaluation set, as files
-  summary       parameters, FLOPs and tokens of what fit would train
-
-tools:
-  weights       fetch and verify the LPIPS and Inception weights
-  shard         a folder of pictures to tar shards, for configs/data/shards.yaml
-  convert       RUN_OR_CKPT: Gaussian Quant by hand, to a tokenizer's folder
-  import-checkpoint  FILE.ckpt of the authors' code, to a tokenizer's folder
-  encode        pictures to token files
-  decode        token files to PNG
-  evaluate      metrics of a tokenizer on a folder of images
-"""
 
 
 def _parser_settings(run: bool) -> dict[str, Any]:
     settings = {"description": "Images to discrete tokens by Gaussian Quant.", "prog": "python -m gq_lightning", "exit_on_error": False}
     # Lightning takes the settings of the parser and of each command's parser
     return {**settings, **{command: {"exit_on_error": False} for command in LightningCLI.subcommands()}} if run else settings
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's, without the "Epoch 3/-2" of a run whose length is given in steps."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        limited = self.trainer.max_epochs not in (None, -1)
-        return super()._get_train_description(current_epoch) if limited else f"Epoch {current_epoch}, {self.trainer.max_steps} steps in all"
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # so that the post-training hook prints last
-        self._stop_progress()
 
 
 class SaveConfig(SaveConfigCallback):
@@ -219,12 +185,12 @@ class SummaryCommand(CommandLine):
             Console().print(rendered)
 
 
-def main(args: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status. Wrong input gives one line on standard error, and 2."""
-    args = sys.argv[1:] if args is None else args
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
+def run(args: list[str]) -> None:
+    """Runs a command of `main.TRAINING`.
+
+    Raises:
+        UserError: arguments that do not fit the parser or one another.
+    """
     # advice about a product, and about workers where photographs in memory need none
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -236,21 +202,11 @@ def main(args: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*there is no last checkpoint available.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     try:
-        if args[0] in commands.COMMANDS:
-            return commands.run(args)
         if args[0] == "summary":
             SummaryCommand(args[1:])
-            return 0
-        if args[0] not in LightningCLI.subcommands():
-            known = ", ".join([*LightningCLI.subcommands(), "summary", *commands.COMMANDS])
-            raise UserError(f"{args[0]} is no command; there are {known}")
-        CommandLine(args)
-        return 0
+        else:
+            CommandLine(args)
     except ArgumentError as error:
-        print(f"error: {' '.join(str(error).split())} (see python -m gq_lightning {args[0]} --help)", file=sys.stderr)
-        return 2
-    except (UserError, MisconfigurationException, FileNotFoundError) as error:
-        # from a worker process the message is a traceback whose last line is ours
-        line = str(error).strip().splitlines()[-1]
-        print(f"error: {line.removeprefix(f'{type(error).__module__}.{type(error).__qualname__}: ')}", file=sys.stderr)
-        return 2
+        raise UserError(f"{' '.join(str(error).split())} (see python -m gq_lightning {args[0]} --help)") from error
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error

@@ -1,9 +1,8 @@
 """Images to train on and to measure with, all of them data modules for Lightning, and the reading of picture files."""
 
-from gq_lightning.data.downloads import CIFAR10, Imagenette
-from gq_lightning.data.folders import ImageFolder, ImageNet
-from gq_lightning.data.module import ImageDataModule
-from gq_lightning.data.photographs import Photographs
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from gq_lightning.data.pictures.listing import PICTURE_SUFFIXES, find_pictures
 from gq_lightning.data.pictures.reading import (
     BrokenImage,
@@ -13,8 +12,14 @@ from gq_lightning.data.pictures.reading import (
     to_picture,
     to_tensor,
 )
-from gq_lightning.data.sets import PictureSet
-from gq_lightning.data.shards.module import Shards
+
+if TYPE_CHECKING:
+    from gq_lightning.data.downloads import CIFAR10, Imagenette
+    from gq_lightning.data.folders import ImageFolder, ImageNet
+    from gq_lightning.data.module import ImageDataModule
+    from gq_lightning.data.photographs import Photographs
+    from gq_lightning.data.sets import PictureSet
+    from gq_lightning.data.shards.module import Shards
 
 __all__ = [
     "CIFAR10",
@@ -34,3 +39,11 @@ __all__ = [
     "to_picture",
     "to_tensor",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Lightning is imported with the first data module, and all of them together: the command line knows those that are imported
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    files = [import_module(f"{__name__}.{file}") for file in ("downloads", "folders", "module", "photographs", "sets", "shards.module")]
+    return next(getattr(file, name) for file in files if hasattr(file, name))

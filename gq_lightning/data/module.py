@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import distributed
 
 from gq_lightning.construction import public_path
 from gq_lightning.data.loading import Guarded, Loader, collate, heed_only_the_parent
-from gq_lightning.data.order import Shuffled
+from gq_lightning.data.order import InTurn, Shuffled
 from gq_lightning.data.pictures.reading import INTERPOLATION
 from gq_lightning.data.sets import PictureSet, fingerprint
 from gq_lightning.errors import UserError
@@ -145,7 +144,7 @@ class ImageDataModule(LightningDataModule, ABC):
         images, ranks = len(self._evaluation), _ranks()
         if images < ranks:
             raise UserError(f"the evaluation set has {images} pictures for {ranks} devices: evaluate on at most {images}")
-        sampler = UnrepeatedDistributedSampler(self._evaluation, shuffle=False) if ranks > 1 else None
+        sampler = InTurn(self._evaluation, ranks, distributed.get_rank()) if ranks > 1 else None
         return self._loader(self._evaluation, self.evaluation_batch_size, sampler=sampler)
 
     def test_dataloader(self) -> Loader:

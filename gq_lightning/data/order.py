@@ -46,6 +46,27 @@ class Shuffled(DistributedSampler[Place]):
         return islice(zip(order[mine].tolist(), seeds[mine].tolist(), strict=True), self.start, None)
 
 
+class InTurn(DistributedSampler[int]):
+    """All pictures in order, each on one of the ranks; torch's own sampler repeats the first ones where ranks do not divide their number.
+
+    Args:
+        pictures: the evaluation set.
+        ranks: processes that share it; the first ones may have a picture more than the others.
+        rank: this one.
+    """
+
+    def __init__(self, pictures: Dataset[Any], ranks: int, rank: int) -> None:
+        super().__init__(pictures, num_replicas=ranks, rank=rank, shuffle=False)
+        assert isinstance(pictures, Sized)
+        self._mine = range(rank, len(pictures), ranks)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mine)
+
+    def __len__(self) -> int:
+        return len(self._mine)
+
+
 def derived_seed(*numbers: int) -> int:
     """A seed that is a function of these numbers, none negative, and unrelated to the seeds of others."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

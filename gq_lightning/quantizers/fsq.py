@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from vector_quantize_pytorch import FSQ
 
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
@@ -39,6 +38,8 @@ class FiniteScalarQuantizer(Quantizer):
     """
 
     def __init__(self, bits_per_position: int = 16, levels: Sequence[int] = (16, 16, 16, 16)) -> None:
+        from vector_quantize_pytorch import FSQ  # takes as long to import as torch
+
         super().__init__()
         levels = list(levels)
         if not levels or any(not isinstance(level, int) or not 2 <= level <= MOST_LEVELS for level in levels):

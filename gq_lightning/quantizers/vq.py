@@ -16,9 +16,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.utilities.distributed import gather_all_tensors
 
-from gq_lightning.distributed import is_distributed
+from gq_lightning.distributed import is_distributed, rows_of_all_ranks
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import PenaltyReduction, Quantized, Quantizer, check_reduction, check_tokens, reduced, tokens_of_rate
 from gq_lightning.quantizers.search import best_codewords
@@ -206,8 +205,7 @@ def cluster_totals(vectors: Tensor, tokens: Tensor, codebook_size: int) -> tuple
 
 def sample(vectors: Tensor, count: int) -> Tensor:
     """Up to `count` different vectors (N, d) of the global batch, drawn by rank 0 for all."""
-    if is_distributed():
-        vectors = torch.cat(gather_all_tensors(vectors))
+    vectors = rows_of_all_ranks(vectors)
     drawn = vectors[torch.randperm(len(vectors))[:count].to(vectors.device)]
     if is_distributed():
         dist.broadcast(drawn, src=0)

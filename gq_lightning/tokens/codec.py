@@ -16,9 +16,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torchvision.transforms.v2.functional import center_crop
 
-from gq_lightning.data.pictures.reading import BrokenImage, load_picture, resize_shorter, to_picture, to_tensor
+from gq_lightning.data.pictures.reading import BrokenImage, center_crop, centred, load_picture, resize_shorter, to_picture, to_tensor
 from gq_lightning.data.pictures.listing import find_pictures
 from gq_lightning.errors import UserError
 from gq_lightning.files import write_whole
@@ -66,7 +65,7 @@ def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: int |
         assert size is not None  # checked with the other options
         picture = resize_shorter(picture, size)
         done = f"{before} resized to {picture.height}x{picture.width}, cropped to {size}x{size}"
-        return center_crop(to_tensor(picture), [size, size]), size, size, done
+        return to_tensor(center_crop(picture, size)), size, size, done
     image = to_tensor(picture)
     if fit == "crop":
         height, width = (length // downsampling * downsampling for length in image.shape[1:])
@@ -74,7 +73,8 @@ def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: int |
         if min(height, width) < least:
             raise UserError(f"{before} is too small to be cropped, {least}x{least} is the least: use --fit pad")
         done = f"{before} cropped to {height}x{width}" if (height, width) != image.shape[1:] else f"{before} kept"
-        return center_crop(image, [height, width]), height, width, done
+        top, left = centred(image.shape[1], height), centred(image.shape[2], width)
+        return image[:, top : top + height, left : left + width], height, width, done
     height, width = (max(math.ceil(length / downsampling) * downsampling, window or 0) for length in image.shape[1:])
     done = f"{before} padded to {height}x{width}" if (height, width) != image.shape[1:] else f"{before} kept"
     rows, columns = _reflected(image.shape[1], height), _reflected(image.shape[2], width)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from gq_lightning.errors import UserError
+from gq_lightning.lightning_internals import leave_uncounted
 
 Schedule = Literal["constant", "cosine"]
 # devices on which torch has AdamW as one kernel, instead of several passes over the weights
@@ -70,7 +71,7 @@ def take_step(optimizer: LightningOptimizer, scheduler: LRScheduler, gradient_cl
     else:
         norm = nn.utils.clip_grad_norm_(parameters, gradient_clip)
     if not counted:
-        optimizer._on_before_step = optimizer._on_after_step = lambda: None
+        leave_uncounted(optimizer)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     scheduler.step()

@@ -17,7 +17,7 @@ from small import CONFIGS, small_tokenizer, small_training
 from torch import Tensor
 
 from gq_lightning.callbacks import BrokenPictures
-from gq_lightning.cli.training import main
+from gq_lightning.cli.main import main
 from gq_lightning.data import BrokenImage, ImageFolder, Shards, loading
 from gq_lightning.data.loading import Guarded
 from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet

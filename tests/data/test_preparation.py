@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from gq_lightning.cli import tools as commands
-from gq_lightning.cli.training import main
+from gq_lightning.cli.main import main
 from gq_lightning.data import ImageFolder, ImageNet, Shards, center_crop, resize_shorter
 from gq_lightning.data.sets import Cut, TrainingCrop
 from gq_lightning.data.shards.writing import write_shards

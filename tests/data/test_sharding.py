@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gq_lightning.cli.training import main
+from gq_lightning.cli.main import main
 from gq_lightning.data.shards import writing as sharding
 from gq_lightning.data.shards.module import read_shard
 from gq_lightning.data.shards.writing import write_shards

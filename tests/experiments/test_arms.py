@@ -12,8 +12,9 @@ import pytest
 import reproduce
 from arms import ROOT, SpecError, arms, choose, layered, read, with_data, without_data
 from estimates import seconds, spoken
+from gq_lightning.cli.main import main
 from gq_lightning.cli.tools import _parser
-from gq_lightning.cli.training import CommandLine, main
+from gq_lightning.cli.training import CommandLine
 from running import finished
 
 FIG1 = read(ROOT / "experiments/fig1.yaml")

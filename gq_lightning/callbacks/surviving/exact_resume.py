@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from gq_lightning.data.order import derived_seed
+from gq_lightning.lightning_internals import as_after_a_batch, begin_epoch_after_resuming
 
 
 class ExactResume(Callback):
@@ -24,10 +25,7 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trained = True
-        epochs = trainer.fit_loop.epoch_progress.current.state_dict()
-        if trainer.fit_loop.restarted_mid_epoch and epochs["processed"] == epochs["ready"]:
-            # that was the last batch of its epoch: Lightning would count the next epoch as one that has begun already
-            trainer.fit_loop.reset_restart_stage()
+        begin_epoch_after_resuming(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         seed = derived_seed(trainer.datamodule.seed, trainer.current_epoch, batch_idx, trainer.global_rank)  # type: ignore[attr-defined]
@@ -37,7 +35,7 @@ class ExactResume(Callback):
         random.seed(seed)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        as_after_a_batch(checkpoint["loops"]["fit_loop"])
+        as_after_a_batch(checkpoint)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._trained:
@@ -46,20 +44,3 @@ class ExactResume(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if not isinstance(callback, Checkpoint):
                 callback.on_train_end(trainer, pl_module)
-
-
-def as_after_a_batch(loop: dict[str, Any]) -> None:
-    """Rewrites the progress of Lightning's fit loop, in place, to what it is when `on_train_batch_end` is called.
-
-    From there Lightning goes on at the next batch, whether or not the epoch ends there or a validation is due (which has been
-    done). From progress as it is after a validation, or when the epoch or the training has ended, it counts logged steps, batches
-    or epochs once too often or too rarely, depending on the trainer's settings.
-    """
-    batches = loop["epoch_loop.batch_progress"]
-    if not batches["total"]["ready"]:
-        return  # nothing is trained yet
-    for tracked in batches["total"], batches["current"]:
-        tracked["completed"] = tracked["ready"] - 1
-    for tracked in loop["epoch_progress"].values():
-        tracked["processed"] = tracked["completed"] = tracked["ready"] - 1
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = batches["total"]["ready"] - 1

@@ -5,10 +5,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
 
 from gq_lightning.errors import UserError
 from gq_lightning.files import RunFolder
+from gq_lightning.lightning_internals import is_fitting, validation_is_due
 
 
 class LastCheckpoint(Checkpoint):
@@ -40,7 +40,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self._complete:
+        if is_fitting(trainer) and not trainer.sanity_checking and self._complete:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
@@ -54,9 +54,3 @@ def last_checkpoint(trainer: Trainer) -> Path:
     folders = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     last = RunFolder(trainer.default_root_dir).last
     return Path((folders[0] if folders else None) or last.parent) / last.name
-
-
-def validation_is_due(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that ends."""
-    loop = trainer.fit_loop
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]

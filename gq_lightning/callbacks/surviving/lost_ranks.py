@@ -15,13 +15,12 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
 
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
 
 from gq_lightning.callbacks.surviving.last_checkpoint import last_checkpoint
+from gq_lightning.lightning_internals import dismiss_observers, launched_ranks
 
 STATUS = os.EX_TEMPFAIL if hasattr(os, "EX_TEMPFAIL") else 75
 # gloo raises a plain RuntimeError with one of these; NCCL and the store raise their own exceptions
@@ -45,9 +44,7 @@ class LostRanks(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size == 1:
             return
-        for thread in threading.enumerate():
-            if isinstance(thread, _ChildProcessObserver):
-                thread._child_processes = []  # with nothing to observe, it ends
+        dismiss_observers()
         self._over.clear()
         threading.Thread(target=self._watch, args=(trainer, os.getppid()), daemon=True, name="lost-ranks").start()
 
@@ -65,7 +62,7 @@ class LostRanks(Callback):
         if self._launched:
             time.sleep(GRACE)  # the rank that started this one knows more, and ends it
         until = time.monotonic() + 1.0
-        while not _gone(trainer) and _children(trainer) and time.monotonic() < until:
+        while not _gone(trainer) and launched_ranks(trainer) and time.monotonic() < until:
             time.sleep(0.05)
         self._leave(trainer, _reason(exception))
 
@@ -87,20 +84,15 @@ class LostRanks(Callback):
         print(f"error: {what}; {go_on}", file=sys.stderr, flush=True)
         for logger in trainer.loggers:
             logger.save()
-        for process in [*multiprocessing.active_children(), *_children(trainer)]:
+        for process in [*multiprocessing.active_children(), *launched_ranks(trainer)]:
             process.kill()
         os._exit(status)
 
 
-def _children(trainer: Trainer) -> list[Any]:
-    """The ranks that this process started."""
-    return getattr(trainer.strategy.launcher, "procs", [])
-
-
 def _gone(trainer: Trainer) -> dict[int, int]:
-    """Exit status by rank of those children that failed."""
+    """Of the ranks that this process has begun those that did not end well: their exit status by rank."""
     first = trainer.global_rank + 1
-    return {first + index: process.returncode for index, process in enumerate(_children(trainer)) if process.poll()}
+    return {first + index: process.returncode for index, process in enumerate(launched_ranks(trainer)) if process.poll()}
 
 
 def _reason(exception: BaseException) -> str:

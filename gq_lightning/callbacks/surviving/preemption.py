@@ -15,13 +15,20 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from gq_lightning.callbacks.surviving.last_checkpoint import last_checkpoint, validation_is_due
+from gq_lightning.callbacks.surviving.last_checkpoint import last_checkpoint
 from gq_lightning.distributed import any_over_ranks, is_distributed
+from gq_lightning.lightning_internals import (
+    SIGTERMException,
+    cluster_environment,
+    is_fitting,
+    replace_signal_handlers,
+    signal_launched_ranks,
+    tell_to_stop,
+    validation_is_due,
+)
 
 
 class Preemption(Callback):
@@ -41,21 +48,19 @@ class Preemption(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and threading.current_thread() is threading.main_thread():
-            trainer._signal_connector.register_signal_handlers = lambda: self._listen(trainer)  # type: ignore[method-assign]
-            # Lightning broadcasts the first rank's signal before each batch; here any rank's signal is shared, after the batch
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+            replace_signal_handlers(trainer, lambda: self._listen(trainer))
 
     def _listen(self, trainer: Trainer) -> None:
         self._signal, self._training = 0, False
-        trainer._signal_connector.received_sigterm = False
+        tell_to_stop(trainer, False)
         signals: list[int] = [signal.SIGTERM]
         if (requeue := _requeue_signal(trainer)) is not None:
             signals.append(requeue)
         self._before = {number: signal.signal(number, lambda number, frame: self._hear(trainer, number, frame)) for number in signals}
 
     def _hear(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
-        if not self._signal and (launcher := trainer.strategy.launcher) is not None:
-            launcher.kill(number)  # the ranks that this process started
+        if not self._signal:
+            signal_launched_ranks(trainer, number)
         self._signal = self._signal or number
         if not self._training:
             raise SIGTERMException
@@ -69,7 +74,7 @@ class Preemption(Callback):
             self._agree(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and self._training and self._complete:
+        if is_fitting(trainer) and self._training and self._complete:
             self._agree(trainer, pl_module)
 
     def _agree(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,7 +82,7 @@ class Preemption(Callback):
         told = bool(self._signal)
         if is_distributed():
             told = bool(any_over_ranks(torch.tensor(told, dtype=torch.uint8, device=pl_module.device)))
-        trainer._signal_connector.received_sigterm = told
+        tell_to_stop(trainer, told)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = False
@@ -93,7 +98,7 @@ class Preemption(Callback):
         number = self._signal or signal.SIGTERM
         exception.code = 128 + number
         if not trainer.is_global_zero:
-            if isinstance(_environment(trainer), LightningEnvironment):
+            if isinstance(cluster_environment(trainer), LightningEnvironment):
                 exception.code = 0  # else Lightning's launcher would kill the first rank, which has more to do
             return
         path, name = last_checkpoint(trainer), signal.Signals(number).name
@@ -107,12 +112,8 @@ class Preemption(Callback):
         self._before = {}
 
 
-def _environment(trainer: Trainer) -> Any:
-    return getattr(trainer.strategy, "cluster_environment", None) or trainer._accelerator_connector.cluster_environment
-
-
 def _requeue_signal(trainer: Trainer) -> int | None:
-    environment = _environment(trainer)
+    environment = cluster_environment(trainer)
     return environment.requeue_signal if isinstance(environment, SLURMEnvironment) and environment.auto_requeue else None
 
 

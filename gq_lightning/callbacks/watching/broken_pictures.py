@@ -1,11 +1,11 @@
 """RUN/broken_pictures.txt: which pictures a training went without."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 
 from gq_lightning.data import ImageDataModule
 from gq_lightning.distributed import any_over_ranks
 from gq_lightning.files import RunFolder, write_whole
+from gq_lightning.lightning_internals import is_fitting
 
 
 class BrokenPictures(Callback):
@@ -16,14 +16,14 @@ class BrokenPictures(Callback):
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if is_fitting(trainer) and not trainer.sanity_checking:
             self._write(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        if is_fitting(trainer):
             self._write(trainer, pl_module, alone=True)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, alone: bool = False) -> None:

@@ -7,13 +7,12 @@ import os
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from gq_lightning.errors import UserError
 
@@ -21,6 +20,9 @@ from gq_lightning.errors import UserError
 # pictures. Evaluation and training resize by it. Bicubic and a rounded longer side move PSNR by half a decibel.
 RESAMPLING = Image.Resampling.BILINEAR
 INTERPOLATION = f"{RESAMPLING.name.lower()}, antialiased (Pillow), longer side truncated"
+
+# what to do, where pictures are copied, with those that cannot be decoded
+WhenBroken = Literal["leave-out", "keep", "unchecked"]
 
 
 class BrokenImage(UserError):
@@ -130,8 +132,14 @@ def resize_shorter(picture: Image.Image, size: int) -> Image.Image:
     return picture if target == picture.size else picture.resize(target, RESAMPLING)
 
 
+def centred(length: int, size: int) -> int:
+    """Where the central `size` of `length` pixels begin; as torchvision does, halves are rounded to an even number."""
+    return round((length - size) / 2)
+
+
 def center_crop(picture: Image.Image, size: int) -> Image.Image:
-    """The central `size` x `size` pixels; where an odd margin has no middle, torchvision's choice. No side may be shorter."""
+    """The central `size` x `size` pixels as torchvision cuts them. No side may be shorter."""
     if min(picture.size) < size:
         raise ValueError(f"cannot crop {size} pixels from a picture of {picture.width} x {picture.height}")
-    return transforms.center_crop(picture, [size, size])
+    left, top = (centred(length, size) for length in picture.size)
+    return picture.crop((left, top, left + size, top + size))

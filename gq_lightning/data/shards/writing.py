@@ -13,7 +13,7 @@ import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -21,15 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 from gq_lightning.data.module import cores
 from gq_lightning.data.pictures.listing import list_pictures
 from gq_lightning.data.pictures.progress import progress
-from gq_lightning.data.pictures.reading import BrokenImage, load_picture, open_file
+from gq_lightning.data.pictures.reading import BrokenImage, WhenBroken, load_picture, open_file
 from gq_lightning.data.shards.module import LARGEST, Shard, read_shard, write_index
 from gq_lightning.data.shards.tar import BLOCK
 from gq_lightning.errors import UserError, printable
 from gq_lightning.files import Draft
 
 logger = logging.getLogger("gq_lightning.data")
-
-WhenBroken = Literal["leave-out", "keep", "unchecked"]
 
 
 class Written(NamedTuple):
