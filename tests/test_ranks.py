@@ -23,6 +23,7 @@ from torch import Tensor, distributed
 from gq_lightning.callbacks import TDC, BrokenPictures, ExactResume
 from gq_lightning.data import ImageFolder
 from gq_lightning.data.order import derived_seed
+from gq_lightning.distributed import is_distributed
 from gq_lightning.losses.adversary import Adversary
 from gq_lightning.losses.discriminator import PatchDiscriminator
 from gq_lightning.quantizers import BinarySphericalQuantizer, GaussianQuantizer, LookupFreeQuantizer, Quantizer, VectorQuantizer, vq
@@ -71,6 +72,8 @@ def noise(like: Tensor, rank: int, ranks: int) -> Tensor:
 
 def gather_in_order(vectors: Tensor) -> Tensor:
     """The vectors of all ranks, in the order in which one process has their pictures."""
+    if not is_distributed():
+        return vectors
     images = [part.unflatten(0, (GLOBAL_BATCH // RANKS, -1)) for part in GATHER(vectors).chunk(RANKS)]
     return torch.stack(images, dim=1).flatten(0, 2)
 
