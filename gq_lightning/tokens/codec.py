@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from gq_lightning.data.pictures.reading import BrokenImage, center_crop, centred, load_picture, resize_shorter, to_picture, to_tensor
 from gq_lightning.data.pictures.listing import find_pictures
+from gq_lightning.data.pictures.reading import BrokenImage, center_crop, centred, load_picture, resize_shorter, to_picture, to_tensor
 from gq_lightning.errors import UserError
 from gq_lightning.files import write_whole
 from gq_lightning.tokens.token_file import SUFFIX, TokenFile, read_tokens, write_tokens

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,10 +38,16 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The directories that are listed from now on."""
+    """The directories of pictures that are listed from now on; that of the kept listings is none."""
     listed: list[str] = []
     scandir = os.scandir
-    monkeypatch.setattr("os.scandir", lambda path: listed.append(str(path)) or scandir(path))
+
+    def watched(path: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
+        if not str(path).endswith("listings"):
+            listed.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", watched)
     return listed
 
 

@@ -93,9 +93,9 @@ def test_every_way_in_gives_the_same_tensors(tmp_path: Path, monkeypatch: pytest
         evaluated.extend(image for batch in batches for image in batch)
         return {"images": len(evaluated)}, {}
 
-    monkeypatch.setattr(commands, "evaluate", evaluate)
+    monkeypatch.setattr("gq_lightning.evaluation.evaluate.evaluate", evaluate)
     monkeypatch.setattr(commands, "_load", lambda arguments: Recorder())
-    monkeypatch.setattr(commands, "metrics_table", lambda values, title: title)
+    monkeypatch.setattr("gq_lightning.metrics.report.metrics_table", lambda values, title: title)
     call = ["evaluate", "--tokenizer=none", f"--data={folder}", f"--size={SIZE}", "--workers=0", f"--out={tmp_path / 'metrics.json'}"]
     assert main(call) == 0
     seen["evaluate"] = dict(zip(sorted(written), evaluated, strict=True))

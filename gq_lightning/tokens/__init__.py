@@ -1,0 +1,1 @@
+"""Tokens as files: one picture's tokens, and pictures to token files and back."""
