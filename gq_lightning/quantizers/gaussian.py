@@ -30,8 +30,8 @@ class GaussianQuantizer(PosteriorQuantizer):
 
     Args:
         bits_per_position: rate at each position of the grid. A whole number of tokens of log2(codebook_size) bits.
-        latent_channels: latent dimensions per position, shared equally by the tokens. None takes one for every two bits, the width that
-            was best at every rate where it was measured; the paper has 16 throughout.
+        latent_channels: latent dimensions per position, shared equally by the tokens. None takes one for every two bits; the paper has 16
+            at every rate.
         codebook_size: K, codewords per codebook; one codebook serves all tokens.
         codebook: `iid` normal draws (the paper), `sobol` quantiles (the published models), or `quantile`, evenly spaced ones (TokenBridge;
             groups of one channel only).
