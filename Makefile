@@ -31,7 +31,7 @@ methods: $(READY)  ## train and measure every method on the same photographs, on
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/methods.yaml $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; without PROFILE smoke, about 6 minutes on two cores
+reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; without PROFILE smoke, about 4 minutes on two cores
 	$(RUN) -m gq_lightning weights
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS))
 
@@ -63,7 +63,7 @@ soak: $(READY)  ## kill a training KILLS=30 times, in checkpoint writes too, and
 drill: $(READY)  ## as root: train on two nodes, which are network namespaces, and lose each of them once: a minute and a half
 	OMP_NUM_THREADS=1 $(RUN) experiments/drill.py
 
-test: $(READY)  ## the tests, with coverage: about 7 minutes on two cores
+test: $(READY)  ## the tests, with coverage: about 8 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term
 
 test-all: $(READY)  ## all tests, those that take minutes too

@@ -131,7 +131,7 @@ def show(spec: Spec, planned: list[Arm], results: Path, call: str) -> None:
         print(path.read_text())
     if "best" in spec:
         print(tables.rules(spec["best"], measured, planned))
-    if "plot" in spec:
+    if "plot" in spec and "best" not in spec:  # a search is no figure: its points differ in more than their seeds
         from plot import draw  # matplotlib is wanted by nothing else
 
         for path in draw(spec["plot"], planned, measured, results, call):

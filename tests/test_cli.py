@@ -14,9 +14,10 @@ from PIL import Image
 from small import CONFIGS, small_training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gq_lightning import ImageTokenizer
+from gq_lightning import ImageTokenizer, UserError
 from gq_lightning.cli.main import main
-from gq_lightning.quantizers import FiniteScalarQuantizer, TokenBridge
+from gq_lightning.cli.tools import _another_codebook
+from gq_lightning.quantizers import FiniteScalarQuantizer, GaussianQuantizer, TokenBridge
 from gq_lightning.training.module import TokenizerTraining
 
 SMOKE = [
@@ -120,6 +121,16 @@ def test_convert_to_another_codebook(run: Path, tmp_path: Path, capfd: pytest.Ca
         assert main(["convert", str(source), "--out", str(tmp_path / "no"), option, value]) == 2
         assert words in capfd.readouterr().err.strip().splitlines()[-1]
         assert not (tmp_path / "no").exists()
+
+
+def test_an_exact_divergence_keeps_its_codebook_size() -> None:
+    """With another one the encoder's features would stand for other posteriors than those it was trained with."""
+    trained = GaussianQuantizer(16, latent_channels=4, codebook_size=256, exact_divergence=True)
+    with pytest.raises(UserError, match="leave out --codebook-size"):
+        _another_codebook(trained, {"codebook_size": 16}, "here")
+    other = _another_codebook(trained, {"seed": 1}, "here")
+    features = torch.randn(3, 8)
+    assert torch.equal(other.posterior(features).log_variance, trained.posterior(features).log_variance)  # type: ignore[attr-defined]
 
 
 def test_encode_decode_evaluate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

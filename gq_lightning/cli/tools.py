@@ -49,6 +49,10 @@ def _another_codebook(trained: Quantizer, changes: dict[str, Any], source: str) 
     description = describe(trained)
     if "codebook" not in description["init_args"]:
         raise UserError(f"{source}: a {type(trained).__name__} has no codebook to exchange: leave out --{min(changes).replace('_', '-')}")
+    if "codebook_size" in changes and description["init_args"].get("exact_divergence"):
+        raise UserError(
+            f"{source}: its divergence is exact for the codebook size it was trained with: leave out --codebook-size, or train again"
+        )
     return build(Quantizer, description | {"init_args": description["init_args"] | changes}, source)  # type: ignore[type-abstract]
 
 

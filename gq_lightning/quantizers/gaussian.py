@@ -82,7 +82,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         tokens, bits = tokens_of_rate(bits_per_position, codebook_size)
         if latent_channels is None:
             latent_channels = tokens * max(1, round(bits / BITS_PER_CHANNEL))
-        if latent_channels % tokens:
+        if latent_channels < 1 or latent_channels % tokens:
             raise UserError(
                 f"latent_channels: {latent_channels} channels cannot be shared by {tokens} tokens per position: use a multiple of {tokens}"
             )

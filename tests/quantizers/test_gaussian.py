@@ -191,6 +191,7 @@ def test_describes_and_rebuilds_itself() -> None:
         ({"bits_per_position": 17}, "bits_per_position"),
         ({"bits_per_position": 16, "codebook_size": 32768}, "bits_per_position"),
         ({"bits_per_position": 48, "latent_channels": 16}, "latent_channels"),
+        ({"latent_channels": 0}, "latent_channels"),
         ({"codebook_size": 1}, "codebook_size"),
         ({"layout": "zigzag"}, "layout"),
         ({"codebook": "uniform"}, "codebook"),
