@@ -28,13 +28,12 @@ from matplotlib.figure import Figure
 
 from arms import ROOT, Spec, SpecError, arms, choose, read
 from looks import COLOURS, LINES, MARKERS, plain, save
+from points import label as label_of
 from running import finished
 
 Content = dict[str, Any]
 Rows = dict[str, list[Content]]
-LABELS = {"psnr": "PSNR, dB", "gaussian_psnr": "PSNR of the VAE, dB", "lost": "PSNR lost, dB", "share_within_alpha": "tokens within alpha"}
-LABELS |= {"codebook_size": "codewords", "prior_weight": "weight of the prior", "alpha": "alpha, bits", "beta": "beta", "seed": "seed"}
-LABELS |= {"bits_mean": "bits, mean", "bits_std": "bits, deviation", "bits_min": "bits, min", "bits_max": "bits, max"}
+LABELS = {"codebook_size": "codewords", "prior_weight": "weight of the prior", "alpha": "alpha, bits"}
 
 
 def collect(spec: Spec, section: dict[str, Any], results: Path, runs: str, key: str = "label") -> Rows:
@@ -51,6 +50,10 @@ def collect(spec: Spec, section: dict[str, Any], results: Path, runs: str, key: 
     return dict(found)
 
 
+def title(name: str) -> str:
+    return label_of({"labels": LABELS}, name)
+
+
 def metric(content: Content, name: str) -> float:
     metrics = content["metrics"]
     if name == "lost":
@@ -60,7 +63,7 @@ def metric(content: Content, name: str) -> float:
 
 def table(section: dict[str, Any], rows: Rows) -> str:
     columns = section["columns"]
-    lines = [f"| | {' | '.join(LABELS.get(name, name) for name in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines = [f"| | {' | '.join(title(name) for name in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for label, several in rows.items():
         cells = []
         for name in columns:
@@ -125,11 +128,11 @@ def points(section: dict[str, Any], rows: Rows) -> Figure:
             axes.plot(places, values, linestyle="none" if x == "seed" else LINES[i % len(LINES)], **style)
         if x is None:
             axes.margins(y=0.15)
-            _name(axes, LABELS.get(y, y), "")
+            _name(axes, title(y), "")
         else:
             if "log" in figure:
                 axes.set_xscale("log", base=figure["log"])
-            _name(axes, LABELS.get(x, x), LABELS.get(y, y))
+            _name(axes, title(x), title(y))
     if x is None:
         drawn.axes[0].invert_yaxis()
     elif len(rows) > 1:

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from arms import Arm
 from looks import COLOURS, MARKERS, plain
-from points import Plot, Point, heading, label
+from points import Plot, Point, label, number
 from verdict import contests
 
 # the method's series warm and strong, the baselines cool and pale: told apart with any colour vision, by lightness within either
@@ -46,7 +46,7 @@ def figure(plot: Plot, planned: list[Arm], ours: list[Point], theirs: list[Point
             if source == "published" and ours:
                 axes.set_facecolor(PUBLISHED)
             if i == 0:
-                axes.set_title(heading(plot, metric), fontsize=10.5, fontweight="bold")
+                axes.set_title(number(metric).heading, fontsize=10.5, fontweight="bold")
             if i == len(rows) - 1:
                 axes.set_xlabel(label(plot, plot["x"]), fontsize=9)
             if j == 0:
@@ -91,7 +91,7 @@ def _panel(axes: Axes, plot: Plot, metric: str, mine: list[Point], looks: dict[s
         seeds = any(point.seeds > 1 for point in there)
         axes.errorbar([point.x for point in there], mean, yerr=bars if seeds else None, capsize=2.5, elinewidth=1.0, **_line(looks[series]))
         ends.append((mean[-1], label(plot, series), looks[series]))
-    _ticks(axes, sorted({point.x for point in mine}), metric in plot.get("log", []))
+    _ticks(axes, sorted({point.x for point in mine}), number(metric).logarithmic)
     if not ends:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="0.5", fontsize=9)
         axes.set_yticks([])

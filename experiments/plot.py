@@ -3,14 +3,12 @@
     plot:
       x: bits_per_pixel            a metric
       y: [psnr, lpips, ssim, rfid] metrics, one panel each
-      log: [rfid]                  panels whose axis is logarithmic
       series: quantizer            an axis: its colour and marker
       style: backbone              an axis: a row of panels for each of its values
       published: FILE              numbers to show in rows of their own
-      labels: {gq: GQ}             what to call axes' values and metrics
-      better: {psnr: up}           which way is better, an arrow beside the panel's name
+      labels: {gq: GQ}             what to call axes' values
 
-and, where it is to say who wins, see verdict.py,
+A metric's title, format, direction and kind of axis are its own, see gq_lightning/metrics. A plot that says who wins, see verdict.py, has
 
       method: [gq, gq_wide]        series of the method: strong colours
       as_published: gq             that of them which has the published form, to be compared by itself as well
@@ -31,7 +29,7 @@ import verdict
 from arms import ROOT, Arm
 from looks import save
 from panels import figure
-from points import Plot, Point, heading, label, points, published_points
+from points import Plot, Point, label, number, points, published_points
 
 
 def draw(plot: Plot, planned: list[Arm], measured: list[dict[str, Any]], folder: Path, call: str) -> list[Path]:
@@ -70,7 +68,7 @@ def markdown(plot: Plot, ours: list[Point], theirs: list[Point]) -> str:
     """A row per style and series; a cell has a metric at all rates, ours, and below it the published ones in italics."""
     keys = list(dict.fromkeys((point.style, point.series) for point in ours))
     rates = sorted({point.x for point in ours})
-    head = [heading(plot, name) for name in plot["y"]]
+    head = [number(name).heading for name in plot["y"]]
     lines = [f"| at {' / '.join(f'{x:g}' for x in rates)} {label(plot, plot['x'])} | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     for style, series in keys:
         cells = []
@@ -83,7 +81,7 @@ def markdown(plot: Plot, ours: list[Point], theirs: list[Point]) -> str:
                     if (point.style, point.series) == (style, series) and name in point.values
                 }
                 if mine:
-                    texts.append(form.format(" / ".join(f"{mine[x]:.3g}" if x in mine else "-" for x in rates)))
+                    texts.append(form.format(" / ".join(number(name).show(mine[x]) if x in mine else "-" for x in rates)))
             cells.append("<br>".join(texts))
         lines.append(f"| {label(plot, style)} {label(plot, series)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

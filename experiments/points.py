@@ -4,11 +4,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gq_lightning.metrics import Number
 
 Plot = dict[str, Any]
 Spread = tuple[float, float, float]
-ARROWS = {"up": " \u2191", "down": " \u2193"}
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,13 @@ def published_points(plot: Plot, published: dict[str, Any]) -> list[Point]:
 
 
 def label(plot: Plot, value: str) -> str:
-    return plot.get("labels", {}).get(value, value)
+    return plot.get("labels", {}).get(value) or number(value).title
 
 
-def heading(plot: Plot, metric: str) -> str:
-    """A metric's label, with an arrow that says which way is better."""
-    return label(plot, metric) + ARROWS.get(plot.get("better", {}).get(metric, ""), "")
+def number(name: str) -> "Number":
+    """What the package says of a metric: its title, format, direction and kind of axis. Anything else has its name alone."""
+    from gq_lightning.metrics import Number, numbers  # torchmetrics takes seconds to import
+
+    if name == "lost":
+        return Number("lost", "PSNR lost", ".3f", "lower", unit="dB")
+    return numbers().get(name) or Number(name, name, ".4g")

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from arms import Arm
-from points import spread
+from points import number, spread
 
 Content = dict[str, Any]
 Values = dict[str, Any]
@@ -18,10 +18,10 @@ Values = dict[str, Any]
 def markdown(table: dict[str, Any], measured: list[Content]) -> str:
     """A row per arm, named by the axis `rows`; the metrics that `columns` name, empty where an arm has none."""
     rows, columns = table["rows"], table["columns"]
-    lines = [f"| {rows} | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
+    lines = [f"| {rows} | {' | '.join(number(column).heading for column in columns)} |", "|" + "---|" * (len(columns) + 1)]
     for content in measured:
         metrics = content["metrics"]
-        cells = [f"{metrics[column]:.4g}" if column in metrics else "" for column in columns]
+        cells = [number(column).show(metrics[column]) if column in metrics else "" for column in columns]
         lines.append(f"| {content['arm'][rows]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -51,12 +51,13 @@ class Choice:
 
 
 def choices(search: dict[str, Any], measured: Iterable[Content]) -> list[Choice]:
-    """For each group of arms the values that make `metric` largest.
+    """For each group of arms the values that make `metric` best.
 
     Args:
-        search: `of`, {axis: the argument it is for}; `by`, the axes that make the groups; `metric`, larger is better.
+        search: `of`, {axis: the argument it is for}; `by`, the axes that make the groups; `metric`, larger being better unless it says otherwise.
         measured: contents of the arms' files. What is not a number loses.
     """
+    sign = -1 if number(search["metric"]).better == "lower" else 1
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
     for content in measured:
         arm, score = content["arm"], content["metrics"][search["metric"]]
@@ -64,7 +65,7 @@ def choices(search: dict[str, Any], measured: Iterable[Content]) -> list[Choice]
     found = []
     for key, scores in groups.items():
         tried = [(_named(search["of"], values), spread(several)[0]) for values, several in scores.items()]
-        best, _ = max(tried, key=lambda pair: -math.inf if math.isnan(pair[1]) else pair[1])
+        best, _ = max(tried, key=lambda pair: -math.inf if math.isnan(pair[1]) else sign * pair[1])
         found.append(Choice(_named(search["by"], key), best, tried))
     return found
 

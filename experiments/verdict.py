@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arms import Arm
-from points import Plot, Point, Spread, heading, label
+from points import Plot, Point, Spread, label, number
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Contest:
 
     def lead(self, cell: tuple[str, float], metric: str) -> Lead | None:
         """None where a series is missing."""
-        there, down = self.at(cell, metric), self.plot.get("better", {}).get(metric) == "down"
+        there, down = self.at(cell, metric), number(metric).better == "lower"
         if self.missing(cell, metric) or not (self.methods and self.baselines):
             return None
 
@@ -98,7 +98,7 @@ def markdown(plot: Plot, planned: list[Arm], measured: list[dict[str, Any]], our
 
 def _wins(plot: Plot, several: dict[str, Contest], comparisons: int) -> str:
     rivals = ", ".join(label(plot, series) for series in next(iter(several.values())).baselines)
-    lines = [_row(f"Comparisons won against the best of {rivals}", *(heading(plot, name) for name in plot["y"]), "all")]
+    lines = [_row(f"Comparisons won against the best of {rivals}", *(number(name).heading for name in plot["y"]), "all")]
     lines.append("|---" * (len(plot["y"]) + 2) + "|")
     for name, contest in several.items():
         each = len(contest.cells()) if name == "published numbers" else comparisons
@@ -134,14 +134,11 @@ def _lead(contest: Contest, cell: tuple[str, float], metric: str) -> str:
 
 
 def _tokens(plot: Plot, ours: list[Point]) -> str:
-    columns: dict[str, tuple[str, Callable[[float], str]]] = {
-        "lost": ("Gaussian VAE less tokens, dB", lambda value: f"{value:.3f}"),
-        "share_within_alpha": ("tokens within alpha of the target", lambda value: f"{100 * value:.1f} %"),
-    }
-    lines = [_row("", *(title for title, _ in columns.values())), "|---" * (len(columns) + 1) + "|"]
+    columns = [number("lost"), number("share_within_alpha")]
+    lines = [_row("", *(column.title for column in columns)), "|---" * (len(columns) + 1) + "|"]
     for point in ours:
-        if any(name in point.values for name in columns):
-            cells = [_spread(point.values.get(name), form) for name, (_, form) in columns.items()]
+        if any(column.name in point.values for column in columns):
+            cells = [_spread(point.values.get(column.name), column.show) for column in columns]
             lines.append(_row(f"{label(plot, point.style)} {label(plot, point.series)}, {point.x:g}", *cells))
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 

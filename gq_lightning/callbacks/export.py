@@ -12,7 +12,8 @@ from rich.console import Console
 from gq_lightning.data import ImageDataModule
 from gq_lightning.evaluation.evaluate import draw, evaluate, save_picture, some_images, write_metrics
 from gq_lightning.files import RunFolder
-from gq_lightning.metrics.report import collapse, metrics_table
+from gq_lightning.metrics.codebook import collapse
+from gq_lightning.metrics.report import metrics_table
 from gq_lightning.training.module import TokenizerTraining
 
 

@@ -39,7 +39,7 @@ def evaluate(
     """
     training = tokenizer.training
     tokenizer.eval()
-    metrics = ReconstructionMetrics.of(tokenizer.quantizer, tokenizer.downsampling, rfid, gaussian_rfid).to(tokenizer.device)
+    metrics = ReconstructionMetrics(tokenizer.quantizer, rfid, gaussian_rfid).to(tokenizer.device)
     begin, images = time.perf_counter(), 0
     for batch in track(batches, description="Evaluating", disable=not progress, transient=True):
         batch = batch.to(tokenizer.device)
@@ -48,8 +48,7 @@ def evaluate(
         images += len(batch)
     if not images and not torch.distributed.is_initialized():
         raise UserError("no image to evaluate: the data's evaluation set is empty")
-    values = {name: float(value) if isinstance(value, float) else int(value) for name, value in metrics.compute().items()}
-    values["evaluation_seconds"] = round(time.perf_counter() - begin, 2)
+    values = metrics.compute() | {"evaluation_seconds": round(time.perf_counter() - begin, 2)}
     tokenizer.train(training)
     return values, metrics.protocol()
 

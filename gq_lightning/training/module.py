@@ -18,7 +18,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.losses.adversary import Adversary
 from gq_lightning.losses.reconstruction import ReconstructionLoss
 from gq_lightning.metrics import ReconstructionMetrics
-from gq_lightning.metrics.report import collapse
+from gq_lightning.metrics.codebook import collapse
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer import ImageTokenizer
 from gq_lightning.training.optimization import Schedule, adamw, take_step
@@ -118,9 +118,8 @@ class TokenizerTraining(LightningModule):
             self.log("loss", total, prog_bar=True)
         return {"loss": total, "gradient_norms": norms, "posterior": quantized.posterior}
 
-    def _evaluation_start(self, rfid: bool) -> None:
-        tokenizer = self.tokenizer
-        self.metrics = ReconstructionMetrics.of(tokenizer.quantizer, tokenizer.downsampling, rfid).to(self.device)
+    def _evaluation_start(self, costly: bool) -> None:
+        self.metrics = ReconstructionMetrics(self.tokenizer.quantizer, costly).to(self.device)
 
     def _evaluation_step(self, batch: Tensor) -> None:
         result = self.tokenizer.reconstruct(batch)
@@ -138,7 +137,7 @@ class TokenizerTraining(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         # rFID costs more than the rest of a validation: test and the end of fit take it
-        self._evaluation_start(rfid=False)
+        self._evaluation_start(costly=False)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self._evaluation_step(batch)
@@ -147,7 +146,7 @@ class TokenizerTraining(LightningModule):
         self._evaluation_end("val")
 
     def on_test_epoch_start(self) -> None:
-        self._evaluation_start(rfid=True)
+        self._evaluation_start(costly=True)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         self._evaluation_step(batch)
