@@ -54,7 +54,7 @@ def choices(search: dict[str, Any], measured: Iterable[Content]) -> list[Choice]
     """For each group of arms the values that make `metric` best.
 
     Args:
-        search: `of`, {axis: the argument it is for}; `by`, the axes that make the groups; `metric`, larger being better unless it says otherwise.
+        search: `of`, {axis: the argument it is for}; `by`, the axes that make the groups; and `metric`, whose direction counts.
         measured: contents of the arms' files. What is not a number loses.
     """
     sign = -1 if number(search["metric"]).better == "lower" else 1

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gq_lightning.metrics import ReconstructionMetrics, feature_cache, frechet
+from gq_lightning.metrics import feature_cache, frechet
+from gq_lightning.metrics.rfid import RFID
+from gq_lightning.quantizers import FiniteScalarQuantizer
 
 
 class Counted(nn.Module):
@@ -41,10 +43,10 @@ def files(folder):
 
 
 def rfid(images, candidates, batch):
-    metrics = ReconstructionMetrics(256, 16, 2, downsampling=8, lpips=False)
-    for original, candidate in zip((images / 127.5 - 1).split(batch), (candidates / 127.5 - 1).split(batch), strict=True):
-        metrics.update(original, candidate, torch.zeros(len(original), 2, 2, 2, dtype=torch.int64))
-    return metrics.compute()["rfid"]
+    metric = RFID(FiniteScalarQuantizer(16))
+    for original, candidate in zip(images.split(batch), candidates.split(batch), strict=True):
+        metric.update(candidate, original)
+    return metric.compute()["rfid"]
 
 
 def test_originals_are_computed_once_and_rfid_is_the_same_to_the_bit(extractor, tmp_path):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import numpy
 import pytest
@@ -14,9 +15,14 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 from gq_lightning.errors import UserError
-from gq_lightning.metrics import ReconstructionMetrics, feature_cache, frechet, similarity
+from gq_lightning.metrics import METRICS, ReconstructionMetrics, feature_cache, frechet, numbers, psnr, reconstruction
+from gq_lightning.metrics.codebook import collapse
+from gq_lightning.metrics.lpips import LPIPS
+from gq_lightning.metrics.ms_ssim import fitting_levels, ms_ssim
+from gq_lightning.metrics.ssim import ssim
+from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
 from gq_lightning.theory import expected_usage
-from gq_lightning.weights.lpips import LPIPS
+from gq_lightning.weights.lpips import LPIPS as Network
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +48,16 @@ def random_tokens(count, codebook_size=256, grid=8, per_position=2, seed=2):
     return torch.randint(0, codebook_size, (count, grid, grid, per_position), generator=torch.Generator().manual_seed(seed))
 
 
-def new(codebook_size=256, per_position=2, **options):
-    options = {"lpips": False, "rfid": False, **options}
-    return ReconstructionMetrics(codebook_size, per_position * math.log2(codebook_size), per_position, downsampling=8, **options)
+def new(codebook_size=256, per_position=2, posterior=False, lpips=False, rfid=False, **options):
+    geometry = {"codebook_size": codebook_size, "tokens_per_position": per_position, "tdc": None}
+    geometry["bits_per_position"] = per_position * math.log2(codebook_size)
+    quantizer = Mock(spec=PosteriorQuantizer if posterior else Quantizer, **geometry)
+    with patch.object(reconstruction, "METRICS", [metric for metric in METRICS if lpips or metric is not LPIPS]):
+        return ReconstructionMetrics(quantizer, costly=rfid, **options)
+
+
+def update(metrics, images, reconstructions, tokens, gaussian=None, bits=None):
+    metrics.update(images, reconstructions, tokens, gaussian, bits)
 
 
 def cheap_features(images, cached=False):
@@ -71,7 +84,7 @@ def test_psnr_is_the_mean_over_images_of_clamped_ones():
     candidates = torch.cat([noisy(images[:1], 0.5), noisy(images[1:], 0.05)])
     assert candidates.abs().max() > 1
     metrics = new()
-    metrics.update(images, candidates, random_tokens(3))
+    update(metrics, images, candidates, random_tokens(3))
     expected = [
         peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(channels_last(images), channels_last(candidates), strict=True)
     ]
@@ -85,7 +98,7 @@ def test_psnr_is_the_mean_over_images_of_clamped_ones():
 def test_ssim_agrees_with_two_other_implementations():
     images = pictures(3, 50)
     candidates = noisy(images, 0.2)
-    result = similarity.ssim(on_255(candidates), on_255(images))
+    result = ssim(on_255(candidates), on_255(images))
     reference = pytorch_msssim.ssim(on_255(candidates), on_255(images), data_range=255, size_average=False)
     torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-4)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255, "channel_axis": -1}
@@ -97,21 +110,21 @@ def test_ssim_agrees_with_two_other_implementations():
 def test_ms_ssim_agrees_with_pytorch_msssim(size):
     images = pictures(2, size)
     candidates = torch.cat([noisy(images[:1], 0.3), noisy(images[1:], 0.05)])
-    assert similarity.ms_ssim_levels(size) == 5
-    result = similarity.ms_ssim(on_255(candidates), on_255(images), levels=5)
+    assert fitting_levels(size) == 5
+    result = ms_ssim(on_255(candidates), on_255(images), levels=5)
     reference = pytorch_msssim.ms_ssim(on_255(candidates), on_255(images), data_range=255, size_average=False)
     torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-4)
 
 
 def test_ms_ssim_levels_are_those_that_fit():
     sides = {16: 0, 20: 0, 21: 2, 32: 2, 40: 2, 41: 3, 64: 3, 81: 4, 128: 4, 160: 4, 161: 5, 256: 5, 1024: 5}
-    assert {side: similarity.ms_ssim_levels(side) for side in sides} == sides
+    assert {side: fitting_levels(side) for side in sides} == sides
     # the smallest picture of each level still has a place for the window, and a similarity between 0 and 1
     for side in (21, 41, 81):
         images = on_255(pictures(1, side))
-        value = similarity.ms_ssim(on_255(noisy(pictures(1, side), 0.3)), images, similarity.ms_ssim_levels(side)).item()
+        value = ms_ssim(on_255(noisy(pictures(1, side), 0.3)), images, fitting_levels(side)).item()
         assert 0 < value < 1
-        assert similarity.ms_ssim(images, images, similarity.ms_ssim_levels(side)).item() == pytest.approx(1)
+        assert ms_ssim(images, images, fitting_levels(side)).item() == pytest.approx(1)
 
 
 def test_two_levels_of_ms_ssim_by_hand():
@@ -123,16 +136,16 @@ def test_two_levels_of_ms_ssim_by_hand():
     pool = nn.functional.avg_pool2d
     last, _ = terms(pool(candidates, 2), pool(images, 2), 255, window, size_average=False)
     expected = (contrast ** weights[0] * last ** weights[1]).mean(dim=1)
-    torch.testing.assert_close(similarity.ms_ssim(candidates, images, 2), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ms_ssim(candidates, images, 2), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_identical_images_give_finite_numbers_for_json():
     images = pictures(2)
     metrics = new(lpips=True)
-    metrics.update(images, images, random_tokens(2))
+    update(metrics, images, images, random_tokens(2))
     result = metrics.compute()
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert result["psnr"] == similarity.PSNR_CAP
+    assert result["psnr"] == psnr.CAP
     assert result["ssim"] == pytest.approx(1)
     assert result["ms_ssim"] == pytest.approx(1)
     assert result["lpips"] == 0
@@ -142,8 +155,8 @@ def test_lpips_is_the_mean_distance_of_clamped_images():
     images = pictures(3)
     candidates = noisy(images, 0.5)
     metrics = new(lpips=True)
-    metrics.update(images, candidates, random_tokens(3))
-    expected = LPIPS("alex")(candidates.clamp(-1, 1), images).mean().item()
+    update(metrics, images, candidates, random_tokens(3))
+    expected = Network("alex")(candidates.clamp(-1, 1), images).mean().item()
     assert metrics.compute()["lpips"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -178,7 +191,7 @@ def test_rfid_against_numpy_on_the_same_features(monkeypatch):
     monkeypatch.setattr(frechet, "inception_features", lambda batch, cached=False: seen.append(real(batch)) or seen[-1])
     metrics = new(rfid=True)
     for part in (slice(0, 2), slice(2, 3)):
-        metrics.update(images[part], candidates[part], random_tokens(3)[part])
+        update(metrics, images[part], candidates[part], random_tokens(3)[part])
     a, b = (torch.cat(features).numpy() for features in (seen[0::2], seen[1::2]))
     assert a.shape == (3, 2048)
     assert (a >= 0).all()
@@ -189,7 +202,7 @@ def test_rfid_against_numpy_on_the_same_features(monkeypatch):
     trace = numpy.sqrt(numpy.linalg.eigvalsh(cross @ cross.T).clip(0)).sum()
     expected = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum() + sum((x**2).sum() for x in centred) - 2 * trace
     assert metrics.compute()["rfid"] == pytest.approx(expected, rel=1e-3)
-    assert "3 images for 2048 features" in metrics.protocol()["rfid_note"]
+    assert "2048 images or fewer" in metrics.protocol()["rfid_note"]
 
 
 def test_inception_sees_images_rounded_to_whole_numbers():
@@ -201,7 +214,7 @@ def test_inception_sees_images_rounded_to_whole_numbers():
 
 def test_rfid_is_left_out_for_one_image(cheap_rfid):
     metrics = new(rfid=True)
-    metrics.update(pictures(1), noisy(pictures(1)), random_tokens(1))
+    update(metrics, pictures(1), noisy(pictures(1)), random_tokens(1))
     assert "rfid" not in metrics.compute()
     assert "left out" in metrics.protocol()["rfid_note"]
 
@@ -209,7 +222,7 @@ def test_rfid_is_left_out_for_one_image(cheap_rfid):
 def test_usage_perplexity_and_rate_by_hand():
     tokens = torch.tensor([0, 0, 0, 0, 1, 1, 5, 7]).reshape(1, 2, 2, 2)
     metrics = new(codebook_size=10)
-    metrics.update(pictures(1, 16), pictures(1, 16), tokens)
+    update(metrics, pictures(1, 16), pictures(1, 16), tokens)
     result = metrics.compute()
     assert result["codebook_usage"] == pytest.approx(0.4)
     assert result["codebook_usage_expected"] == pytest.approx(expected_usage(10, 8))
@@ -223,7 +236,7 @@ def test_usage_perplexity_and_rate_by_hand():
 def test_bits_by_hand():
     bits = torch.tensor([7.4, 7.5, 8.0, 8.5, 8.6, 9.0, 8.0, 8.0]).reshape(1, 2, 2, 2)
     metrics = new()
-    metrics.update(pictures(1, 16), pictures(1, 16), random_tokens(1, grid=2), bits=bits)
+    update(metrics, pictures(1, 16), pictures(1, 16), random_tokens(1, grid=2), bits=bits)
     result = metrics.compute()
     assert result["bits_min"] == pytest.approx(7.4)
     assert result["bits_max"] == pytest.approx(9.0)
@@ -234,14 +247,14 @@ def test_bits_by_hand():
 
 def test_the_gaussian_images_are_measured_beside_and_only_when_given(cheap_rfid):
     images, tokens = pictures(3), random_tokens(3)
-    metrics = new(lpips=True, rfid=True)
-    metrics.update(images, noisy(images, 0.3), tokens, gaussian=noisy(images, 0.05))
+    metrics = new(posterior=True, lpips=True, rfid=True)
+    update(metrics, images, noisy(images, 0.3), tokens, gaussian=noisy(images, 0.05))
     result = metrics.compute()
     alone = new(lpips=True, rfid=True)
-    alone.update(images, noisy(images, 0.05), tokens)
+    update(alone, images, noisy(images, 0.05), tokens)
     expected = alone.compute()
-    without = new(lpips=True, rfid=True, gaussian_rfid=False)
-    without.update(images, noisy(images, 0.3), tokens, gaussian=noisy(images, 0.05))
+    without = new(posterior=True, lpips=True, rfid=True, gaussian_costly=False)
+    update(without, images, noisy(images, 0.3), tokens, gaussian=noisy(images, 0.05))
     assert without.compute() == {name: value for name, value in result.items() if name != "gaussian_rfid"}
     names = ("psnr", "ssim", "ms_ssim", "lpips", "rfid")
     assert {name: result[f"gaussian_{name}"] for name in names} == pytest.approx({name: expected[name] for name in names}, rel=1e-6)
@@ -250,35 +263,18 @@ def test_the_gaussian_images_are_measured_beside_and_only_when_given(cheap_rfid)
     assert not [name for name in expected if name.startswith(("gaussian", "bits_m", "bits_s", "share"))]
 
 
-def test_reset_forgets_everything(cheap_rfid):
-    metrics = new(rfid=True)
-    metrics.update(pictures(2), noisy(pictures(2), 1.0), random_tokens(2, seed=9), noisy(pictures(2)), torch.zeros(2, 8, 8, 2))
-    metrics.compute()
-    metrics.reset()
-    fresh = new(rfid=True)
-    for each in (metrics, fresh):
-        each.update(pictures(3), noisy(pictures(3)), random_tokens(3))
-    assert metrics.compute() == fresh.compute()
-
-
 def test_small_images_leave_out_what_is_undefined_and_say_so():
     metrics = new(lpips=True)
-    metrics.update(pictures(2, 16), noisy(pictures(2, 16)), random_tokens(2, grid=2))
+    update(metrics, pictures(2, 16), noisy(pictures(2, 16)), random_tokens(2, grid=2))
     result, protocol = metrics.compute(), metrics.protocol()
     assert {"psnr", "ssim"} <= set(result)
     assert not {"ms_ssim", "lpips"} & set(result)
-    assert "ms_ssim_note" in protocol
-    assert "lpips_note" in protocol
+    assert "none under 21" in protocol["ms_ssim"]
+    assert "under 31 pixels" in protocol["lpips_note"]
 
 
-def test_protocol_is_json_and_says_what_was_done(cheap_rfid):
-    metrics = new(lpips=True, rfid=True, image_size=256)
-    assert metrics.protocol()["ms_ssim_levels"] == 5
-    metrics.update(pictures(2), noisy(pictures(2)), random_tokens(2))
-    metrics.compute()
-    protocol = json.loads(json.dumps(metrics.protocol()))
-    assert protocol["ms_ssim_levels"] == 3
-    assert "ms_ssim_note" not in protocol
+def test_protocol_is_json_and_says_what_was_done():
+    protocol = json.loads(json.dumps(new(lpips=True, rfid=True).protocol()))
     assert len(protocol["lpips_weights_sha256"]) == len(protocol["rfid_weights_sha256"]) == 64
     assert set(protocol["versions"]) == {"torch", "torchvision", "torchmetrics", "torch_fidelity", "lpips"}
     assert "rfid_features" not in new().protocol()
@@ -292,7 +288,7 @@ def test_it_lives_in_a_module_without_a_trace_in_its_state():
             self.metrics = new(lpips=True)
 
     holder = Holder()
-    holder.metrics.update(pictures(2), noisy(pictures(2)), random_tokens(2))
+    update(holder.metrics, pictures(2), noisy(pictures(2)), random_tokens(2))
     assert sorted(holder.state_dict()) == ["layer.bias", "layer.weight"]
     assert sum(1 for _ in holder.metrics.parameters()) == 0
     Holder().load_state_dict(holder.state_dict(), strict=True)
@@ -302,16 +298,16 @@ def test_batches_in_and_out_of_inference_mode_add_up():
     images, tokens = pictures(4), random_tokens(4)
     metrics, whole = new(lpips=True), new(lpips=True)
     with torch.inference_mode():
-        metrics.update(images[:1], noisy(images)[:1], tokens[:1])
-    metrics.update(images[1:], noisy(images)[1:], tokens[1:])
-    whole.update(images, noisy(images), tokens)
+        update(metrics, images[:1], noisy(images)[:1], tokens[:1])
+    update(metrics, images[1:], noisy(images)[1:], tokens[1:])
+    update(whole, images, noisy(images), tokens)
     assert metrics.compute() == pytest.approx(whole.compute(), rel=1e-6)
 
 
 def test_networks_are_built_once():
-    new(lpips=True, rfid=True).update(pictures(1), pictures(1), random_tokens(1))
+    update(new(lpips=True, rfid=True), pictures(1), pictures(1), random_tokens(1))
     before = frechet._extractor.cache_info().misses
-    new(lpips=True, rfid=True).update(pictures(1), pictures(1), random_tokens(1))
+    update(new(lpips=True, rfid=True), pictures(1), pictures(1), random_tokens(1))
     assert frechet._extractor.cache_info().misses == before
     state = torch.get_rng_state()
     frechet._extractor.cache_clear()
@@ -320,28 +316,45 @@ def test_networks_are_built_once():
 
 
 def test_wrong_input_is_told():
-    with pytest.raises(UserError, match="bits_per_position 15"):
-        ReconstructionMetrics(64000, 15, 1, 8, lpips=False, rfid=False)
     with pytest.raises(UserError, match="tokens from 3 to 256"):
-        new().update(pictures(1), pictures(1), torch.tensor([3, 256]).reshape(1, 1, 1, 2))
+        update(new(), pictures(1), pictures(1), torch.tensor([3, 256]).reshape(1, 1, 1, 2))
 
 
 def test_a_codebook_too_large_for_a_histogram_is_told():
     metrics = new(codebook_size=2**32, per_position=1)
-    metrics.update(pictures(1), pictures(1), random_tokens(1, 2**32, per_position=1))
+    update(metrics, pictures(1), pictures(1), random_tokens(1, 2**32, per_position=1))
     result = metrics.compute()
     assert result["bits_per_pixel"] == pytest.approx(0.5)
     assert "codebook_usage" not in result
     assert "codewords" in metrics.protocol()["codebook_note"]
+    assert collapse(result) is None, "what is not known does not warn"
+
+
+def test_autocast_of_the_training_changes_no_metric():
+    images, tokens = pictures(2), random_tokens(2)
+    plain, mixed = new(posterior=True, lpips=True), new(posterior=True, lpips=True)
+    update(plain, images, noisy(images), tokens, noisy(images, 0.05))
+    with torch.autocast("cpu", torch.bfloat16):
+        update(mixed, images, noisy(images), tokens, noisy(images, 0.05))
+    assert mixed.compute() == plain.compute()
+
+
+def test_what_is_computed_is_what_is_announced(cheap_rfid):
+    images, tokens = pictures(2), random_tokens(2)
+    metrics = new(posterior=True, lpips=True, rfid=True)
+    update(metrics, images, noisy(images), tokens, noisy(images, 0.05), torch.full(tokens.shape, 8.0))
+    assert metrics.compute().keys() == numbers().keys()
+    for name, value in metrics.compute().items():
+        assert numbers()[name].show(value), name
 
 
 def measure(parts):
     """The metrics of five images in the given batches, and how they were measured."""
     images, tokens = pictures(5), random_tokens(5)
     bits = 8 + torch.randn(tokens.shape, generator=torch.Generator().manual_seed(3))
-    metrics = new(lpips=True, rfid=True)
+    metrics = new(posterior=True, lpips=True, rfid=True)
     for part in (slice(*part) for part in parts):
-        metrics.update(images[part], noisy(images, 0.2)[part], tokens[part], noisy(images, 0.1)[part], bits[part])
+        update(metrics, images[part], noisy(images, 0.2)[part], tokens[part], noisy(images, 0.1)[part], bits[part])
     return metrics.compute(), metrics.protocol()
 
 
@@ -354,7 +367,7 @@ def one_of_two(rank, folder):
 
 
 def test_two_processes_with_uneven_batches_give_what_one_gives(tmp_path, cheap_rfid):
-    environment = {**os.environ, "PYTHONPATH": str(Path(similarity.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(frechet.__file__).parents[2])}
     processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
     expected, protocol = measure([(0, 5)])
     assert [process.wait(timeout=120) for process in processes] == [0, 0]

@@ -5,7 +5,7 @@ fit ends -> freeze the encoder -> attach the random codebook; no training involv
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gq_lightning.quantizers.base import Quantizer
+from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
 from gq_lightning.tokenizer import ImageTokenizer
 from gq_lightning.training.module import TokenizerTraining
 
@@ -23,12 +23,18 @@ class GaussianQuant(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TokenizerTraining)
-        convert(pl_module.tokenizer, self.quantizer.to(pl_module.device) if self.quantizer is not None else None)
+        convert(pl_module.tokenizer, self.quantizer)
 
 
 def convert(tokenizer: ImageTokenizer, quantizer: Quantizer | None = None) -> None:
-    """Freezes the encoder and attaches the codebook: from here on tokens are what the tokenizer gives. No training involved."""
+    """Freezes the encoder and attaches the codebook: from here on tokens are what the tokenizer gives. No training involved.
+
+    A quantizer that is attached works on the posteriors of the one that the tokenizer was trained with.
+    """
     tokenizer.freeze_encoder()
     if quantizer is not None:
-        tokenizer.attach(quantizer)
+        vae = tokenizer.quantizer
+        tokenizer.attach(quantizer.to(tokenizer.device))
+        if isinstance(vae, PosteriorQuantizer) and isinstance(quantizer, PosteriorQuantizer):
+            tokenizer.attach(quantizer.with_posterior_of(vae))
     tokenizer.eval()

@@ -39,9 +39,8 @@ def ms_ssim(images: Tensor, targets: Tensor, levels: int) -> Tensor:
 class MSSSIM(ImageMetric):
     numbers = (Number("ms_ssim", "MS-SSIM", ".4f", "higher"),)
     smallest_side = 2 * WINDOW - 1  # of two levels
-    protocol: ClassVar = {
-        "ms_ssim": f"{PROTOCOL}; Wang's weights, made to sum to 1, of the levels that fit: 5 from 161 pixels on, 0 under 21"
-    }
+    levels = "Wang's weights, made to sum to 1, of the levels that fit: 5 from 161 pixels on, none under 21"
+    protocol: ClassVar = {"ms_ssim": f"{PROTOCOL}; {levels}"}
 
     def of_each(self, images: Tensor, originals: Tensor) -> Tensor:
         return ms_ssim(images, originals, fitting_levels(min(images.shape[-2:])))

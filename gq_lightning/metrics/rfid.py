@@ -18,7 +18,7 @@ class RFID(Metric):
         UserError: Inception's weights are missing and cannot be fetched.
     """
 
-    numbers = (Number("rfid", "rFID", ".2f", "lower", logarithmic=True),)
+    numbers = (Number("rfid", "rFID", ".3f", "lower", logarithmic=True),)
     of_images = True
     costly = True
     protocol: ClassVar = {

@@ -11,8 +11,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
+import torch
 from torch import Tensor, nn
 
 from gq_lightning.construction import Recorded
@@ -98,13 +99,28 @@ class PosteriorQuantizer(Quantizer):
     Attributes:
         tdc: the constraint on the divergence of its tokens, whose multipliers the TDC callback moves; None where there is nothing to
             constrain, the divergence being exact.
+        vae: the quantizer that the Gaussian VAE was trained with, whose posteriors these are; None where they are its own.
     """
 
     tdc: TargetDivergence | None
+    vae: "PosteriorQuantizer | None"
+    later_arguments: ClassVar[Mapping[str, Any]] = {"vae": None}
 
     @abstractmethod
     def posterior(self, features: Tensor) -> Posterior:
         """Features (..., encoder_channels) to the posteriors that they stand for; gradients flow to the features."""
+
+    def with_posterior_of(self, vae: "PosteriorQuantizer") -> Self:
+        """This quantizer, with the posteriors of the one that the encoder was trained with: features keep the meaning they had.
+
+        It is made anew, with `vae` for its argument of that name, unless its own posteriors are the same.
+        """
+        device = next(vae.buffers()).device
+        features = torch.linspace(-8, 8, 64 * vae.encoder_channels, device=device).view(64, -1)
+        ours, theirs = self.to(device).posterior(features), vae.posterior(features)
+        if torch.equal(ours.mean, theirs.mean) and torch.equal(ours.log_variance, theirs.log_variance):
+            return self
+        return type(self)(**self.init_args | {"vae": vae}).to(device)
 
 
 def tokens_of_rate(bits_per_position: float, codebook_size: int) -> tuple[int, float]:

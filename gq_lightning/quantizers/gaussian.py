@@ -50,6 +50,7 @@ class GaussianQuantizer(PosteriorQuantizer):
             share: from 0 a posterior is as wide as the prior, and the multipliers spend hundreds of steps until tokens cost anything.
         exact_divergence: make the KL of every token equal to log2(codebook_size) on any picture, see `exact`. There is no penalty then,
             the TDC callback is not wanted, and the encoder's log-variances count by their differences within a token alone.
+        vae: the quantizer that the encoder was trained with, whose posteriors it takes; `callbacks.GaussianQuant` gives it.
     """
 
     codewords: Tensor
@@ -73,6 +74,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         clamp_variance: bool = True,
         initial_log_variance: float | None = None,
         exact_divergence: bool = False,
+        vae: PosteriorQuantizer | None = None,
     ) -> None:
         super().__init__()
         if layout not in ("contiguous", "strided"):
@@ -97,6 +99,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         self.init_args |= {"latent_channels": latent_channels, "initial_log_variance": self.initial_log_variance}
         constraint = TargetDivergence(bits, alpha=tdc_alpha, beta=tdc_beta, variant=tdc_variant)
         self.tdc = None if exact_divergence else constraint
+        self.vae = vae
         codewords = gaussian_codebook(codebook, codebook_size, self.group_size, seed)
         self.recipe = f"{codebook} codebook of {codebook_size} x {self.group_size} with seed {seed}"
         # the codebook follows from its recipe; what is saved is its fingerprint, which `_load_from_state_dict` compares
@@ -135,6 +138,9 @@ class GaussianQuantizer(PosteriorQuantizer):
         """Mean and log-variance, (..., latent_channels) each, float32 whatever the precision of the encoder."""
         if features.shape[-1] != self.encoder_channels:
             raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
+        if self.vae is not None:
+            posterior = self.vae.posterior(features)
+            return posterior.mean, posterior.log_variance
         mean, log_variance = features.float().chunk(2, dim=-1)
         if self.tdc is None:
             groups = exact_posterior(self.group(mean), self.group(log_variance), self.target_bits * math.log(2))

@@ -34,6 +34,7 @@ class TokenBridge(PosteriorQuantizer):
         tdc_beta: the TDC's factor per step.
         tdc_variant: of the TDC, `paper` or `reference`.
         penalty_weight: weight of the KL penalty (in bits, summed over the dimensions of an image) in the loss.
+        vae: the quantizer that the encoder was trained with, whose posteriors it takes; `callbacks.GaussianQuant` gives it.
 
     Raises:
         UserError: the bits cannot be shared equally by the channels.
@@ -49,6 +50,7 @@ class TokenBridge(PosteriorQuantizer):
         tdc_beta: float = 1.01,
         tdc_variant: Variant = "paper",
         penalty_weight: float = 0.1,
+        vae: PosteriorQuantizer | None = None,
     ) -> None:
         super().__init__()
         if latent_channels < 1:
@@ -70,6 +72,7 @@ class TokenBridge(PosteriorQuantizer):
             tdc_beta=tdc_beta,
             tdc_variant=tdc_variant,
             penalty_weight=penalty_weight,
+            vae=vae,
         )
         self.encoder_channels, self.latent_channels = self.gaussian.encoder_channels, self.gaussian.latent_channels
         self.codebook_size, self.tokens_per_position = self.gaussian.codebook_size, self.gaussian.tokens_per_position
@@ -80,6 +83,10 @@ class TokenBridge(PosteriorQuantizer):
     def tdc(self) -> TargetDivergence | None:  # type: ignore[override]
         """The multipliers, which the TDC callback moves; the target is the bits of one dimension."""
         return self.gaussian.tdc
+
+    @property
+    def vae(self) -> PosteriorQuantizer | None:  # type: ignore[override]
+        return self.gaussian.vae
 
     @property
     def codebook_fingerprint(self) -> Tensor:

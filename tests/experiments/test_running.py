@@ -73,7 +73,7 @@ def test_a_failure_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     assert "exit status 1: it went wrong" in progress.failures["bad"]
     assert sorted(path.name for path in bench.results.iterdir()) == ["fine.json", "good.json"], "no temporary files either"
     reproduce.show(bench.spec, bench.arms, bench.results, "call")
-    assert (tmp_path / "results.md").read_text().endswith("|---|---|---|\n| good | 20 |  |\n| fine | 20 |  |\n")
+    assert (tmp_path / "results.md").read_text().endswith("|---|---|---|\n| good | 20.00 |  |\n| fine | 20.00 |  |\n")
 
 
 def test_a_log_file_has_a_plain_line_for_each_arm(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_what_is_there_can_be_shown_while_the_rest_runs(tmp_path: Path, capsys: 
     content["command"] = arms(SPEC, f"{tmp_path}/elsewhere/spec")[0].line
     (tmp_path / "shown/spec/good.json").write_text(json.dumps(content))
     assert reproduce.main([str(tmp_path / "spec.yaml"), "--show", *where]) == 0
-    assert "| good | 20 |  |" in capsys.readouterr().out
+    assert "| good | 20.00 |  |" in capsys.readouterr().out
     assert not (tmp_path / "elsewhere").exists()
 
 

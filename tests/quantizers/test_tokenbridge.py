@@ -12,8 +12,10 @@ from small import small_training
 
 from gq_lightning import ImageTokenizer, UserError
 from gq_lightning.callbacks import TDC, GaussianQuant
+from gq_lightning.callbacks.gaussian_quant import convert
 from gq_lightning.construction import build, describe
 from gq_lightning.quantizers import GaussianQuantizer, Quantizer
+from gq_lightning.quantizers.base import PosteriorQuantizer
 from gq_lightning.quantizers.tokenbridge import TokenBridge
 
 RATES = [(16, 1), (32, 2), (64, 4)]
@@ -119,6 +121,54 @@ def test_the_hook_attaches_it_to_a_model_of_gaussian_quant(backbone: str, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="another codebook"):
         ImageTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        GaussianQuantizer(16, latent_channels=4, codebook_size=256, exact_divergence=True),
+        GaussianQuantizer(16, latent_channels=4, codebook_size=256, exact_divergence=True, layout="strided"),
+        GaussianQuantizer(16, latent_channels=4, codebook_size=256, initial_log_variance=-1.0),
+    ],
+    ids=["exact", "exact, strided", "another start"],
+)
+@pytest.mark.parametrize(
+    "attached",
+    [TokenBridge(32, latent_channels=4), GaussianQuantizer(16, latent_channels=4, codebook_size=16, codebook="sobol")],
+    ids=["tokenbridge", "codebook"],
+)
+def test_what_is_attached_works_on_the_posteriors_of_the_training(
+    trained: GaussianQuantizer, attached: PosteriorQuantizer, tmp_path: Path
+) -> None:
+    tokenizer = small_training("vit", trained).tokenizer.eval()
+    tokenizer.backbone.encoder.linear_out.weight.data.mul_(30)  # type: ignore[union-attr, operator]
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = tokenizer.backbone.encode(images).movedim(1, -1)
+    posterior, before = trained.posterior(features), tokenizer.reconstruct(images)
+    convert(tokenizer, attached)
+    found, result = tokenizer.quantizer.posterior(features), tokenizer.reconstruct(images)  # type: ignore[operator]
+    assert torch.equal(found.mean, posterior.mean) and torch.equal(found.log_variance, posterior.log_variance)
+    assert torch.equal(result.gaussian, before.gaussian)  # type: ignore[arg-type]
+    assert result.bits is not None and before.bits is not None
+    torch.testing.assert_close(result.bits.sum(-1), before.bits.sum(-1))
+    if trained.tdc is None:
+        torch.testing.assert_close(result.bits.sum(-1), torch.full((3, 4, 4), 16.0), rtol=1e-4, atol=1e-4)
+    if isinstance(attached, TokenBridge):
+        distance = (posterior.mean[..., None] - values(attached)).abs()
+        assert torch.equal(result.tokens, distance.argmin(-1))
+        assert not torch.equal(attached.posterior(features).bits, result.bits), "on its own it would see other posteriors"
+    tokenizer.save_pretrained(tmp_path)
+    again = ImageTokenizer.from_pretrained(tmp_path)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert torch.equal(again.reconstruct(images).bits, result.bits)  # type: ignore[arg-type]
+
+
+def test_the_same_posteriors_need_no_memory_of_the_training() -> None:
+    trained = GaussianQuantizer(16, latent_channels=4, codebook_size=256)
+    tokenizer = small_training("vit", trained).tokenizer
+    convert(tokenizer, another := GaussianQuantizer(16, latent_channels=4, codebook_size=256, seed=1))
+    assert tokenizer.quantizer is another
+    assert not [name for name in tokenizer.state_dict() if ".vae." in name]
 
 
 def test_the_callback_moves_its_multipliers() -> None:
