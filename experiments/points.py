@@ -58,7 +58,7 @@ def published_points(plot: Plot, published: dict[str, Any]) -> list[Point]:
 
 
 def label(plot: Plot, value: str) -> str:
-    return plot.get("labels", {}).get(value) or number(value).title
+    return plot.get("labels", {}).get(value) or number(value).label
 
 
 def number(name: str) -> "Number":
@@ -66,5 +66,5 @@ def number(name: str) -> "Number":
     from gq_lightning.metrics import Number, numbers  # torchmetrics takes seconds to import
 
     if name == "lost":
-        return Number("lost", "PSNR lost", ".3f", "lower", unit="dB")
+        return Number("lost", "PSNR lost, dB", ".3f", "lower")
     return numbers().get(name) or Number(name, name, ".4g")

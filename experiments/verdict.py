@@ -135,7 +135,7 @@ def _lead(contest: Contest, cell: tuple[str, float], metric: str) -> str:
 
 def _tokens(plot: Plot, ours: list[Point]) -> str:
     columns = [number("lost"), number("share_within_alpha")]
-    lines = [_row("", *(column.title for column in columns)), "|---" * (len(columns) + 1) + "|"]
+    lines = [_row("", *(column.label for column in columns)), "|---" * (len(columns) + 1) + "|"]
     for point in ours:
         if any(column.name in point.values for column in columns):
             cells = [_spread(point.values.get(column.name), column.show) for column in columns]

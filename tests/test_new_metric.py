@@ -26,7 +26,7 @@ from verdict import contests
 
 
 class Error(ImageMetric):
-    numbers = (Number("error", "mean error", ".3f", "lower", unit="grey values", logarithmic=True),)
+    numbers = (Number("error", "mean error, grey values", ".3f", "lower", logarithmic=True),)
     protocol: ClassVar = {"error": "mean over all pixels and channels"}
 
     def of_each(self, images: Tensor, originals: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def test_it_is_in_the_tables_and_has_an_axis_in_the_figure(content: dict[str, An
     measured = [{"arm": arm, "metrics": metrics} for arm, metrics in zip(arms, (content, worse), strict=True)]
     planned = [Arm(arm["quantizer"], arm, {}, [], "") for arm in arms]
     table = tables.markdown({"rows": "quantizer", "columns": ["error", "gaussian_error"]}, measured)
-    assert table.startswith(f"| quantizer | {HEADING} | mean error of the Gaussian VAE, grey values \N{DOWNWARDS ARROW} |")
+    assert table.startswith(f"| quantizer | {HEADING} | Gaussian mean error, grey values \N{DOWNWARDS ARROW} |")
     assert f"| gq | {content['error']:.3f} | {content['gaussian_error']:.3f} |" in table
     found = points(PLOT, measured)
     axes = figure(PLOT, planned, found, []).axes

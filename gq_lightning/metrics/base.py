@@ -1,10 +1,9 @@
 """Metric: one thing that is measured on all images of all processes, and how people read its numbers.
 
-A metric is one file: its numbers with names, directions and formats, its state with the reduction over processes, and how it measures.
-The collection, the logs, metrics.json and its protocol, the report, and the experiments' figures and tables read nothing else.
+A metric is one file: its numbers with their directions and formats, its state with the reduction over processes, and how it measures.
+The logs, metrics.json and its protocol, the report, and the experiments' figures and tables read nothing else.
 """
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,10 +24,9 @@ class Number:
 
     Attributes:
         name: in metrics.json and the logs.
-        label: in tables and on axes.
+        label: in tables and on axes, with the unit.
         form: format of its values there, as in f"{value:.2f}".
         better: which way is better, if either is.
-        unit: behind the label.
         logarithmic: whether an axis of it is.
     """
 
@@ -36,64 +34,47 @@ class Number:
     label: str
     form: str
     better: Literal["higher", "lower"] | None = None
-    unit: str = ""
     logarithmic: bool = False
 
     @property
-    def title(self) -> str:
-        return f"{self.label}, {self.unit}" if self.unit else self.label
-
-    @property
     def heading(self) -> str:
-        """The title, with an arrow that says which way is better."""
-        return self.title + ARROWS[self.better]
+        """The label, with an arrow that says which way is better."""
+        return self.label + ARROWS[self.better]
 
     def show(self, value: float) -> str:
         return format(value, self.form)
-
-    def of_gaussian_images(self) -> "Number":
-        """The same number, measured on what is decoded from the Gaussian posterior."""
-        return dataclasses.replace(self, name=GAUSSIAN + self.name, label=f"{self.label} of the Gaussian VAE")
-
-
-GAUSSIAN = "gaussian_"
 
 
 class Metric(torchmetrics.Metric):
     """A torchmetrics `Metric`, made for a quantizer. `add_state` declares its state, which torchmetrics reduces over the processes.
 
-    `update` names what it wants of a batch, and gets that alone:
+    `update` names what it wants of a batch, and gets that alone. It changes no state in place, which may be an inference tensor.
 
         originals, images: (B, 3, H, W) float32 on the scale 0..255, not rounded.
         tokens: (B, h, w, tokens_per_position) int64.
         bits: KL of each token, (B, h, w, tokens_per_position), or None where the quantizer has no posterior.
 
-    It must not change a state in place: the state may be an inference tensor although inference mode is off now, or the reverse.
     `compute` gives plain numbers by name, and leaves out those that cannot be measured.
 
     Attributes:
         numbers: what `compute` gives.
+        protocol: how it measures, for JSON.
         of_images: whether it compares images: it then measures those of the Gaussian posterior, too, under the prefix `gaussian_`.
         costly: whether it takes more time than all else: it is left to `test` and the end of fit, and may be turned off there.
-        protocol: how it measures, for JSON.
     """
 
     full_state_update = False
     numbers: ClassVar[tuple[Number, ...]]
+    protocol: ClassVar[Mapping[str, Any]] = {}
     of_images: ClassVar[bool] = False
     costly: ClassVar[bool] = False
-    protocol: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
 
 
 class ImageMetric(Metric):
-    """The mean, over all images, of a number that each image has.
-
-    Attributes:
-        smallest_side: pixels along the shorter side that it needs; smaller images are left out.
-    """
+    """The mean, over all images, of a number that each image has. Images of fewer than `smallest_side` pixels are left out."""
 
     of_images = True
     smallest_side: ClassVar[int] = 1

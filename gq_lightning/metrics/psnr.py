@@ -11,7 +11,7 @@ CAP = 100.0  # dB; identical images would give infinity, which JSON cannot hold 
 
 
 class PSNR(ImageMetric):
-    numbers = (Number("psnr", "PSNR", ".2f", "higher", unit="dB"),)
+    numbers = (Number("psnr", "PSNR, dB", ".2f", "higher"),)
     protocol: ClassVar = {"psnr": f"per image over all channels, then the mean; 0..255, not rounded; at most {CAP:g} dB"}
 
     def of_each(self, images: Tensor, originals: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """ReconstructionMetrics: what a receiver of the tokens sees, measured over all images and processes (arXiv 2512.06609, section 5)."""
 
+import dataclasses
 from importlib.metadata import version
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from gq_lightning.metrics.base import GAUSSIAN, Metric, Number
+from gq_lightning.metrics.base import Metric, Number
 from gq_lightning.metrics.bits import Bits
 from gq_lightning.metrics.codebook import CodebookUsage
 from gq_lightning.metrics.lpips import LPIPS
@@ -20,14 +21,16 @@ from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
 
 # all that is measured, in the order of the report; a metric in here is everywhere
 METRICS: list[type[Metric]] = [PSNR, SSIM, MSSSIM, LPIPS, RFID, Rate, Bits, CodebookUsage]
+GAUSSIAN = "gaussian_"  # the prefix of what is decoded from the Gaussian posterior
 PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips")
 
 
 def numbers() -> dict[str, Number]:
     """Every number that metrics.json may have, by its name there."""
-    found = {number.name: number for metric in METRICS for number in metric.numbers}
-    gaussian = (number.of_gaussian_images() for metric in METRICS if metric.of_images for number in metric.numbers)
-    return found | {number.name: number for number in gaussian}
+    every = [number for metric in METRICS for number in metric.numbers]
+    both = [number for metric in METRICS if metric.of_images for number in metric.numbers]
+    every += [dataclasses.replace(number, name=GAUSSIAN + number.name, label=f"Gaussian {number.label}") for number in both]
+    return {number.name: number for number in every}
 
 
 class ReconstructionMetrics(nn.Module):

@@ -4,17 +4,17 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from gq_lightning.metrics.reconstruction import METRICS
+from gq_lightning.metrics.reconstruction import GAUSSIAN, METRICS
 
 
 def metrics_table(values: Mapping[str, float], title: str) -> Table:
     """Rows of metrics, those of images first; those that were not measured are left out."""
-    both = any(name.startswith("gaussian_") for name in values)
+    both = any(name.startswith(GAUSSIAN) for name in values)
     table = Table("metric", "tokens", *(["Gaussian VAE"] if both else []), title=title, title_justify="left")
     for of_images in (True, False):
         for number in (number for metric in METRICS if metric.of_images == of_images for number in metric.numbers):
             if number.name in values:
-                gaussian = f"gaussian_{number.name}"
+                gaussian = GAUSSIAN + number.name
                 beside = number.show(values[gaussian]) if gaussian in values else "-" if of_images and both else ""
                 table.add_row(number.heading, number.show(values[number.name]), *([beside] if both else []))
         table.add_section()

@@ -29,26 +29,25 @@ class RFID(Metric):
         "on the number of images: compare it only with values from the same images",
     }
     count: Tensor
+    sums: Tensor
+    products: Tensor
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__(quantizer)
         weights.load("inception")  # missing weights are a matter of now, not of the first batch
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-        for name in ("originals", "images"):
-            self.add_state(f"{name}_sum", torch.zeros(frechet.FEATURES, dtype=torch.float64), dist_reduce_fx="sum")
-            products = torch.zeros(frechet.FEATURES, frechet.FEATURES, dtype=torch.float64)
-            self.add_state(f"{name}_products", products, dist_reduce_fx="sum")
+        # of the originals and of the images: sum and sum of the outer products of their features
+        sizes = (2, frechet.FEATURES, frechet.FEATURES)
+        self.add_state("sums", torch.zeros(sizes[:2], dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("products", torch.zeros(sizes, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, originals: Tensor) -> None:
-        self.count = self.count + len(images)
-        for name, batch in (("originals", originals), ("images", images)):
-            # originals are cached: the images of the Gaussian posterior are compared with the same ones
-            features = frechet.inception_features(batch, cached=name == "originals")
-            setattr(self, f"{name}_sum", getattr(self, f"{name}_sum") + features.sum(dim=0))
-            setattr(self, f"{name}_products", getattr(self, f"{name}_products") + features.T @ features)
+        # originals are the same for tokens and the Gaussian posterior, and for every tokenizer
+        features = torch.stack([frechet.inception_features(originals, cached=True), frechet.inception_features(images)])
+        self.count, self.sums = self.count + len(images), self.sums + features.sum(dim=1)
+        self.products = self.products + features.mT @ features
 
     def compute(self) -> dict[str, float]:
-        if (count := int(self.count)) < 2:
-            return {}
-        moments = ((count, getattr(self, f"{name}_sum"), getattr(self, f"{name}_products")) for name in ("originals", "images"))
-        return {"rfid": frechet.frechet_distance(*moments)}
+        count = int(self.count)
+        both = [(count, *moments) for moments in zip(self.sums, self.products, strict=True)]
+        return {"rfid": frechet.frechet_distance(*both)} if count >= 2 else {}
