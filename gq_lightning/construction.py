@@ -41,7 +41,7 @@ class Recorded:
     def identity(self) -> dict[str, Any]:
         """Plain data, equal for two objects whose like arguments give the same tokens and pictures from the same weights."""
         arguments = {
-            name: describe(value)
+            name: value.identity() if isinstance(value, Recorded) else describe(value)
             for name, value in self.init_args.items()
             if name not in self.training_arguments and not (name in self.later_arguments and value == self.later_arguments[name])
         }

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import tables
 from arms import Arm
 from gq_lightning.evaluation.evaluate import evaluate, write_metrics
-from gq_lightning.metrics import METRICS, ImageMetric, Number
+from gq_lightning.metrics import METRICS, ImageMetric, Number, reconstruction
 from gq_lightning.metrics.report import metrics_table
 from panels import figure
 from plot import markdown
@@ -66,12 +66,20 @@ def test_it_is_in_metrics_json_with_its_protocol(content: dict[str, Any]) -> Non
     assert content["protocol"]["error"] == "mean over all pixels and channels"
 
 
-def test_it_is_logged_by_validation() -> None:
+class Costly(Error):
+    numbers = (Number("costly", "what takes long", ".3f"),)
+    costly = True
+
+
+def test_it_is_logged_and_what_is_costly_is_left_to_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "METRICS", [Error, Costly])
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = pl.Trainer(accelerator="cpu", devices=1, **quiet)
-    trainer.validate(small_training("vit"), DataLoader(torch.zeros(2, 3, 32, 32)), verbose=False)  # type: ignore[arg-type]
-    assert trainer.callback_metrics["val/error"] > 0
-    assert trainer.callback_metrics["val/gaussian_error"] > 0
+    trainer, loader = pl.Trainer(accelerator="cpu", devices=1, **quiet), DataLoader(torch.zeros(2, 3, 32, 32))  # type: ignore[arg-type]
+    trainer.validate(small_training("vit"), loader, verbose=False)
+    assert trainer.callback_metrics.keys() == {"val/error", "val/gaussian_error"}
+    assert all(value > 0 for value in trainer.callback_metrics.values())
+    trainer.test(small_training("vit"), loader, verbose=False)
+    assert trainer.callback_metrics.keys() == {f"test/{prefix}{name}" for prefix in ("", "gaussian_") for name in ("error", "costly")}
 
 
 def test_it_is_in_the_report(content: dict[str, Any]) -> None:

@@ -118,41 +118,26 @@ class TokenizerTraining(LightningModule):
             self.log("loss", total, prog_bar=True)
         return {"loss": total, "gradient_norms": norms, "posterior": quantized.posterior}
 
-    def _evaluation_start(self, costly: bool) -> None:
-        self.metrics = ReconstructionMetrics(self.tokenizer.quantizer, costly).to(self.device)
+    def on_validation_epoch_start(self) -> None:
+        # what is costly takes longer than the rest of a validation: test and the end of fit have it
+        self.metrics = ReconstructionMetrics(self.tokenizer.quantizer, costly=self.trainer.testing).to(self.device)
 
-    def _evaluation_step(self, batch: Tensor) -> None:
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         result = self.tokenizer.reconstruct(batch)
         assert self.metrics is not None
         self.metrics.update(batch, result.images, result.tokens, result.gaussian, result.bits)
 
-    def _evaluation_end(self, prefix: str) -> None:
+    def on_validation_epoch_end(self) -> None:
         assert self.metrics is not None
         values, self.metrics = self.metrics.compute(), None
+        prefix = "test" if self.trainer.testing else "val"
         # all ranks have computed the same values; sync_dist says so to Lightning
         self.log_dict({f"{prefix}/{name}": float(value) for name, value in values.items()}, sync_dist=True)
         # before its first step an encoder says the same of all images
         if not self.trainer.sanity_checking and (warning := collapse(values)) is not None:
             rank_zero_warn(warning)
 
-    def on_validation_epoch_start(self) -> None:
-        # rFID costs more than the rest of a validation: test and the end of fit take it
-        self._evaluation_start(costly=False)
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluation_step(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._evaluation_end("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._evaluation_start(costly=True)
-
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluation_step(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluation_end("test")
+    on_test_epoch_start, test_step, on_test_epoch_end = on_validation_epoch_start, validation_step, on_validation_epoch_end
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         return self.tokenizer.encode(batch)

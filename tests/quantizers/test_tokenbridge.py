@@ -163,6 +163,12 @@ def test_what_is_attached_works_on_the_posteriors_of_the_training(
     assert torch.equal(again.reconstruct(images).bits, result.bits)  # type: ignore[arg-type]
 
 
+def test_how_the_vae_was_trained_has_no_part_in_the_identity() -> None:
+    first, other = (GaussianQuantizer(16, latent_channels=4, codebook_size=256, penalty_weight=weight) for weight in (0.1, 0.2))
+    assert TokenBridge(32, 4, vae=first).identity() == TokenBridge(32, 4, vae=other).identity()
+    assert TokenBridge(32, 4, vae=first).identity() != TokenBridge(32, 4).identity()
+
+
 def test_the_same_posteriors_need_no_memory_of_the_training() -> None:
     trained = GaussianQuantizer(16, latent_channels=4, codebook_size=256)
     tokenizer = small_training("vit", trained).tokenizer
