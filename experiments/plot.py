@@ -8,7 +8,7 @@
       published: FILE              numbers to show in rows of their own
       labels: {gq: GQ}             what to call axes' values
 
-A metric's title, format, direction and kind of axis are its own, see gq_lightning/metrics. A plot that says who wins, see verdict.py, has
+A metric's label, format, direction and kind of axis are its own, see gq_lightning/metrics. A plot that says who wins, see verdict.py, has
 
       method: [gq, gq_wide]        series of the method: strong colours
       as_published: gq             that of them which has the published form, to be compared by itself as well

@@ -62,7 +62,7 @@ def label(plot: Plot, value: str) -> str:
 
 
 def number(name: str) -> "Number":
-    """What the package says of a metric: its title, format, direction and kind of axis. Anything else has its name alone."""
+    """What the package says of a metric: its label, format, direction and kind of axis. Anything else has its name alone."""
     from gq_lightning.metrics import Number, numbers  # torchmetrics takes seconds to import
 
     if name == "lost":

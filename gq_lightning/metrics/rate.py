@@ -10,8 +10,8 @@ from gq_lightning.quantizers.base import Quantizer
 class Rate(Metric):
     numbers = (
         Number("bits_per_pixel", "bits per pixel", ".4g"),
-        Number("images", "images", ",d"),
-        Number("tokens", "tokens", ",d"),
+        Number("images", "images", ",.0f"),
+        Number("tokens", "tokens", ",.0f"),
     )
     counts: Tensor
 
