@@ -79,7 +79,8 @@ class Imagenette(ImageDataModule):
         root: folder for the download.
         variant: shorter side of the downloaded pictures: `160px` (99 MB), `320px` (341 MB) or `full` (1.6 GB).
         crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
-            `plain` (a square after the shorter side is resized) or `center` (as in evaluation: the published training).
+            `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
+            evaluation: the published training).
         scale: share of the area that a resized or fast crop covers, lower and upper bound.
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.

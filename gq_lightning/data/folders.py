@@ -23,7 +23,8 @@ class ImageNet(ImageDataModule):
     Args:
         root: folder with the folders train and val.
         crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
-            `plain` (a square after the shorter side is resized) or `center` (as in evaluation: the published training).
+            `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
+            evaluation: the published training).
         scale: share of the area that a resized or fast crop covers, lower and upper bound.
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.
@@ -76,7 +77,8 @@ class ImageFolder(ImageDataModule):
         validation_root: another folder, all of whose pictures are evaluated; null takes a share of root.
         validation_share: that share, between 0 and 1.
         crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
-            `plain` (a square after the shorter side is resized) or `center` (as in evaluation: the published training).
+            `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
+            evaluation: the published training).
         scale: share of the area that a resized or fast crop covers, lower and upper bound.
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.

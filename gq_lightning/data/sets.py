@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from gq_lightning.data.pictures.reading import RESAMPLING, BrokenImage, center_crop, load_picture, resize_shorter, scale_pixels, to_pixels
 from gq_lightning.errors import UserError
 
-Cut = Literal["resized", "fast", "plain", "center"]
+Cut = Literal["resized", "fast", "plain", "native", "center"]
 
 
 class PictureSet(Dataset[Tensor], ABC):
@@ -148,9 +148,11 @@ class TrainingCrop:
         size: pixels.
         cut: `resized` takes a window with an aspect ratio between 3/4 and 4/3 and resizes it to `size`; `fast` does the same by
             torch's resize, which takes six tenths of the time of Pillow's and leaves some values 1 of 255 off, on hard edges 2; `plain`
-            takes a square of a picture whose shorter side is resized to `size`. These three flip half of the squares. `center` is
-            CenterCrop, the preparation of evaluation, with which the published models were trained: nothing is random.
-        scale: share of the picture's area that the window covers, lower and upper bound; without effect on `plain` and `center`.
+            takes a square of a picture whose shorter side is resized to `size`; `native` takes a square of `size` pixels up to the
+            whole shorter side, each octave as often, and resizes it to `size`: pixels are never enlarged where the picture has enough.
+            These four flip half of the squares.
+            `center` is CenterCrop, the preparation of evaluation, with which the published models were trained: nothing is random.
+        scale: share of the picture's area that the window covers, lower and upper bound; without effect on the last three.
     """
 
     def __init__(self, size: int, cut: Cut, scale: tuple[float, float] = (1.0, 1.0)) -> None:
@@ -160,15 +162,24 @@ class TrainingCrop:
         self._center, self._square = CenterCrop(size), v2.RandomCrop(size)
         self._window = v2.RandomResizedCrop(size, scale, interpolation=RESAMPLING, antialias=True)
         windowed = f"{scale[0]} to {scale[1]} of the area to {size} x {size}"
-        self.resize = windowed if cut in ("resized", "fast") else self._center.resize
+        resized = {"resized": windowed, "fast": windowed, "native": f"squares of {size} pixels or more to {size} x {size}"}
+        self.resize = resized.get(cut, self._center.resize)
         self.crop = self._center.crop if cut == "center" else "random, random flip"
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """uint8 (3, size, size). Raises BrokenImage."""
         if self.cut == "center":
             return self._center(picture)
-        if self.cut == "fast":
+        if self.cut == "native":
+            pixels = to_pixels(self._square(resize_shorter(picture, self._side(min(picture.size)))))
+        elif self.cut == "fast":
             pixels = self._window(to_pixels(picture))
         else:
             pixels = to_pixels(self._window(picture) if self.cut == "resized" else self._square(resize_shorter(picture, self.size)))
         return pixels.flip(2) if torch.rand(()) < 0.5 else pixels
+
+    def _side(self, shorter: int) -> int:
+        """What the shorter side is resized to, so that a square of `size` covers `size` pixels of it up to all, each octave as often."""
+        if shorter <= self.size:
+            return self.size
+        return round(shorter * (self.size / shorter) ** float(torch.rand(())))

@@ -176,3 +176,59 @@ def test_it_begins_with_the_variance_kept_and_residual_branches_at_zero() -> Non
     torch.testing.assert_close(block(x), block.shortcut(x))
     assert block(x).var().item() == pytest.approx(1, rel=0.15)
     assert block.conv1(x)[..., 1:-1, 1:-1].var().item() == pytest.approx(1, rel=0.15)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_a_patch_is_one_position(patch_size: int) -> None:
+    unet = UNet(8, 4, image_size=32, channels=32, multipliers=[1, 2], blocks=1, attention_resolutions=[], patch_size=patch_size)
+    assert unet.downsampling == 2 * patch_size
+    images = torch.randn(2, 3, 16, 24)
+    squares = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)  # (B, 3, h, w, row, column)
+    flat = squares.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
+    x = unet.encoder.conv_in(flat)
+    for level in unet.encoder.levels:
+        x = level(x)
+    expected = unet.encoder.conv_out(F.silu(unet.encoder.norm_out(unet.encoder.middle(x))))
+    assert torch.equal(unet.encode(images), expected)
+    latents = torch.randn(2, 4, 3, 5)
+    assert unet.decode(latents).shape == (2, 3, 6 * patch_size, 10 * patch_size)
+
+
+def test_the_patches_of_the_last_layer_are_those_of_the_first() -> None:
+    unet = UNet(8, 4, channels=32, multipliers=[1], blocks=1, attention_resolutions=[], patch_size=2)
+    unet.decoder.conv_out.weight.data.zero_()
+    unet.decoder.conv_out.bias.data = torch.arange(12.0)  # type: ignore[union-attr]
+    image = unet.decode(torch.randn(1, 4, 1, 2))[..., :2]
+    assert image.tolist() == [[[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]]
+
+
+def test_a_position_normalised_by_itself_does_not_know_its_picture() -> None:
+    @torch.no_grad()
+    def middle(groups: int) -> float:
+        torch.manual_seed(0)
+        unet = UNet(8, 4, channels=32, multipliers=[1, 1], blocks=1, attention_resolutions=[], norm_groups=groups)
+        randomize(unet)
+        picture = torch.randn(1, 3, 64, 64)
+        other = picture.clone()
+        other[..., 48:] = 1.0  # beyond the field of view of the left half
+        first, second = (unet.encode(images)[..., :4] for images in (picture, other))
+        return float((first - second).abs().max() / first.abs().max())
+
+    assert middle(0) == 0
+    assert middle(4) > 1e-3
+
+
+def test_a_position_norm_is_layer_norm_over_channels() -> None:
+    unet = UNet(8, 4, channels=32, multipliers=[1], blocks=1, attention_resolutions=[], norm_groups=0)
+    norm = unet.encoder.norm_out
+    randomize(norm)
+    x = torch.randn(2, 32, 3, 5)
+    variance, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
+    expected = (x - mean) / (variance + 1e-6).sqrt() * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(norm(x), expected)
+
+
+@pytest.mark.parametrize(("named", "arguments"), [("patch_size 0", {"patch_size": 0}), ("norm_groups -1", {"norm_groups": -1})])
+def test_impossible_patches_and_groups_are_refused(named: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=named):
+        UNet(8, 4, channels=32, multipliers=[1], **arguments)

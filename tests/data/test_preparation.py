@@ -129,3 +129,20 @@ def test_the_published_training_crop_is_the_centre_and_never_flipped() -> None:
     assert all(torch.equal(crop(given), expected) for _ in range(20))
     assert torch.equal(torch.get_rng_state(), before)
     assert (crop.resize, crop.crop) == ("shorter side to 32", "centre 32 x 32")
+
+
+def test_native_crops_are_never_enlarged_and_cover_every_octave() -> None:
+    # a ramp that rises by one a pixel: the steps of a crop say how far it was shrunk
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3)))
+    crop = TrainingCrop(32, "native")
+    torch.manual_seed(0)
+    steps = torch.stack([crop(ramp)[0, 16].float().diff()[8:-8].mean().abs() for _ in range(400)])
+    assert steps.min() >= 0.95
+    assert steps.max() <= 8.3
+    octaves = [((steps >= low) & (steps < 2 * low)).float().mean().item() for low in (1, 2, 4)]
+    assert all(0.25 < share < 0.42 for share in octaves)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 40), (5, 7)])
+def test_a_native_crop_of_a_small_picture_is_all_of_its_shorter_side(size: tuple[int, int]) -> None:
+    assert TrainingCrop(32, "native")(Image.new("RGB", size)).shape == (3, 32, 32)

@@ -169,7 +169,8 @@ class Shards(ImageDataModule):
         validation: names of those to evaluate on, all of whose pictures are; null takes a share of the training archives.
         validation_share: that share, between 0 and 1.
         crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
-            `plain` (a square after the shorter side is resized) or `center` (as in evaluation: the published training).
+            `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
+            evaluation: the published training).
         scale: share of the area that a resized or fast crop covers, lower and upper bound.
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.
