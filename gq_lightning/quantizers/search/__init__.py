@@ -25,7 +25,6 @@ from gq_lightning.quantizers.search import bisection, blocked, table
 WORTH_COMPILING = 2**26
 
 
-@torch.compiler.disable  # its choices, its C++ and what it keeps are not for a tracer
 @torch.no_grad()
 def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float = 1.0) -> Tensor:
     """The index of the highest score for each posterior; ties go to the lowest index.
@@ -47,6 +46,10 @@ def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weigh
         UserError: shapes, types or devices that do not match, or values that are not finite and positive.
     """
     _check(mean, variance, codebook, prior_weight)
+    return torch.ops.gq_lightning.best_codewords(mean, variance, codebook, prior_weight)
+
+
+def _search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
     if len(mean) == 0:
         return torch.empty(0, dtype=torch.int64, device=mean.device)
     if codebook.shape[1] == 1 and (found := bisection.compiled_search(mean, variance, codebook, prior_weight)) is not None:
@@ -66,6 +69,16 @@ def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weigh
     if table.usable(mean.device, compile=mean.numel() * len(codebook) >= WORTH_COMPILING):
         return table.search(mean, precision, codebook, prior_weight)
     return blocked.search(mean, precision, codebook, prior_weight)
+
+
+# An operator of torch, as its choices, its C++ and what it keeps are not for a tracer. `torch.compiler.disable` and
+# `torch.library.custom_op` would do as well, but import the compiler, which takes nearly as long as torch.
+_library = torch.library.Library("gq_lightning", "DEF")
+_library.define("best_codewords(Tensor mean, Tensor variance, Tensor codebook, float prior_weight) -> Tensor")
+_library.impl("best_codewords", _search, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "gq_lightning::best_codewords", lambda mean, *_: mean.new_empty(len(mean), dtype=torch.int64), lib=_library
+)
 
 
 def _refuse_unless(valid: bool) -> None:

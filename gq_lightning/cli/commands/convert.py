@@ -1,0 +1,58 @@
+"""RUN_OR_CKPT: Gaussian Quant by hand, to a tokenizer's folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+
+from gq_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from gq_lightning.quantizers import Quantizer
+
+
+def run(
+    checkpoint: Path,
+    /,
+    *,
+    out: Path,
+    codebook: Literal["iid", "sobol", "quantile"] | None = None,
+    codebook_size: PositiveInt | None = None,
+    prior_weight: NonNegativeFloat | None = None,
+    seed: int | None = None,
+) -> None:
+    """Gaussian Quant by hand: freeze the encoder, attach the random codebook, write the tokenizer.
+
+    Args:
+        checkpoint: run's folder or checkpoint
+        out: folder to write
+        codebook: another generator than it was trained for; quantile is TokenBridge's
+        codebook_size: another size; the tokens per position follow from the rate
+        prior_weight: another weight of the prior
+        seed: another seed of the codebook
+    """
+    from gq_lightning.callbacks.gaussian_quant import convert
+    from gq_lightning.tokenizer.checkpoint import load_checkpoint
+
+    tokenizer = load_checkpoint(checkpoint)
+    given = {"codebook": codebook, "codebook_size": codebook_size, "prior_weight": prior_weight, "seed": seed}
+    changes = {name: value for name, value in given.items() if value is not None}
+    convert(tokenizer, another_codebook(tokenizer.quantizer, changes, str(checkpoint)) if changes else None)
+    tokenizer.save_pretrained(out)
+    quantizer = tokenizer.quantizer
+    print(f"{out}: {type(tokenizer.backbone).__name__}, {quantizer.tokens_per_position} tokens of {quantizer.codebook_size} per position")
+
+
+def another_codebook(trained: "Quantizer", changes: dict[str, Any], source: str) -> "Quantizer":
+    """A Gaussian quantizer like the one of the training, with another codebook; `source` is the file named in errors."""
+    from gq_lightning.construction import build, describe
+    from gq_lightning.quantizers import Quantizer
+
+    description = describe(trained)
+    if "codebook" not in description["init_args"]:
+        raise UserError(f"{source}: a {type(trained).__name__} has no codebook to exchange: leave out --{min(changes)}")
+    if "codebook_size" in changes and description["init_args"].get("exact_divergence"):
+        raise UserError(
+            f"{source}: its divergence is exact for the codebook size it was trained with: leave out --codebook_size, or train again"
+        )
+    return build(Quantizer, description | {"init_args": description["init_args"] | changes}, source)  # type: ignore[type-abstract]

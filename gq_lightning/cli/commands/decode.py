@@ -1,0 +1,31 @@
+"""Token files to PNG."""
+
+from pathlib import Path
+
+from jsonargparse.typing import PositiveInt
+
+
+def run(
+    *tokens: Path,
+    tokenizer: str,
+    out: Path,
+    tile: PositiveInt | None = None,
+    any_tokenizer: bool = False,
+    device: str = "auto",
+    threads: PositiveInt | None = None,
+) -> None:
+    """Token files to PNG.
+
+    Args:
+        tokens: token files or folders of them
+        tokenizer: tokenizer's folder, or owner/repository on the hub
+        out: folder of the pictures
+        tile: see large pictures in overlapping tiles of this side, in pixels, to bound memory
+        any_tokenizer: accept tokens that another tokenizer made
+        device: torch device; auto is a GPU where there is one
+        threads: CPU threads
+    """
+    from gq_lightning.cli.loading import load_tokenizer
+    from gq_lightning.tokens.codec import decode_pictures
+
+    decode_pictures(load_tokenizer(tokenizer, device, threads), tokens, out, tile=tile, any_tokenizer=any_tokenizer)

@@ -1,0 +1,54 @@
+"""Metrics of a tokenizer on a folder of images."""
+
+import sys
+from pathlib import Path
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+
+def run(
+    *,
+    tokenizer: str,
+    data: Path,
+    out: Path = Path("metrics.json"),
+    size: PositiveInt | None = None,
+    batch_size: PositiveInt = 16,  # type: ignore[assignment]
+    workers: NonNegativeInt = 2,  # type: ignore[assignment]
+    rfid: bool = True,
+    skip_broken: bool = False,
+    device: str = "auto",
+    threads: PositiveInt | None = None,
+) -> None:
+    """Metrics of a tokenizer on a folder of images: shorter side to --size, centre crop.
+
+    Args:
+        tokenizer: tokenizer's folder, or owner/repository on the hub
+        data: folder of images, searched recursively
+        out: file to write
+        size: image size in pixels; by default the backbone's own, else 256
+        batch_size: images per batch
+        workers: loader processes
+        rfid: measure rFID too
+        skip_broken: name and count pictures that cannot be decoded instead of stopping
+        device: torch device; auto is a GPU where there is one
+        threads: CPU threads
+    """
+    from rich.console import Console
+
+    from gq_lightning.cli.loading import load_tokenizer
+    from gq_lightning.data import ImageFolder
+    from gq_lightning.evaluation.evaluate import evaluate, write_metrics
+    from gq_lightning.metrics.report import metrics_table
+
+    loaded = load_tokenizer(tokenizer, device, threads)
+    folder, side = str(data), size or loaded.window or 256
+    options = {"batch_size": batch_size, "workers": workers, "skip_broken": skip_broken}
+    module = ImageFolder(root=folder, validation_root=folder, image_size=side, **options)
+    values, protocol = evaluate(loaded, module.test_dataloader(), rfid=rfid)
+    skipped: dict[str, int] = {"skipped_pictures": module.skipped} if module.skipped else {}
+    write_metrics(out, values, protocol, module.protocol(), tokenizer_fingerprint=loaded.fingerprint, **skipped)
+    console = Console(soft_wrap=True)
+    console.print(metrics_table(values, title=f"{values['images']} images of {data}"))
+    console.print(str(out))
+    if skipped:  # each has been named, in a warning
+        print(f"{module.skipped} of {module.skipped + values['images']} pictures were broken and skipped", file=sys.stderr)

@@ -1,0 +1,34 @@
+"""FILE.ckpt of the authors' code, to a tokenizer's folder."""
+
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import PositiveInt
+
+
+def run(
+    checkpoint: Path,
+    /,
+    *,
+    backbone: Literal["unet", "vit"],
+    bits_per_position: PositiveInt,
+    out: Path,
+    codebook_size: PositiveInt = 65536,  # type: ignore[assignment]
+    config: str | None = None,
+) -> None:
+    """A Gaussian checkpoint of the authors' code to a tokenizer's folder. No code in it is run.
+
+    Args:
+        checkpoint: Lightning file with a state_dict
+        backbone: architecture of the checkpoint
+        bits_per_position: rate it was trained for: 16, 32 or 64
+        out: folder to write
+        codebook_size: codebook it was trained for
+        config: YAML file with sizes of the backbone, where they are not the paper's
+    """
+    from gq_lightning.cli.configs import find_config
+    from gq_lightning.importers.authors import import_checkpoint
+
+    tokenizer = import_checkpoint(checkpoint, backbone, bits_per_position, codebook_size, config and find_config(config))
+    tokenizer.save_pretrained(out)
+    print(f"{out}: {type(tokenizer.backbone).__name__}, {tokenizer.quantizer.extra_repr()}")

@@ -1,0 +1,16 @@
+"""Fetch and verify the LPIPS and Inception weights; say where they lie."""
+
+
+def run() -> None:
+    """Fetch and verify the weights of LPIPS and of rFID's Inception; say where they lie."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gq_lightning import weights
+
+    table = Table("weights", "MB", "SHA-256 of the content", "file")
+    for name in weights.WEIGHTS:
+        weights.fetch(name)
+    for name, path, size, sha256 in weights.report():
+        table.add_row(name, f"{(size or 0) / 1e6:.1f}", sha256[:16] + "…", str(path))
+    Console(soft_wrap=True).print(table)

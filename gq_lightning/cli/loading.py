@@ -1,0 +1,29 @@
+"""The tokenizer that encode, decode and evaluate work with."""
+
+import torch
+
+from gq_lightning.errors import UserError
+from gq_lightning.tokenizer import ImageTokenizer
+
+
+def load_tokenizer(name: str, device: str, threads: int | None) -> ImageTokenizer:
+    """The tokenizer of a folder or of the hub on a device.
+
+    Args:
+        name: see `ImageTokenizer.from_pretrained`.
+        device: torch's name of one, or "auto": a GPU where there is one.
+        threads: of the CPU; None leaves them to torch.
+
+    Raises:
+        UserError: there is no such tokenizer or no such device.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).cpu()  # what is not there, or holds no numbers, says so here
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"--device {device}: cannot be used here ({reason}): try cpu") from error
+    return ImageTokenizer.from_pretrained(name).to(device)

@@ -1,0 +1,71 @@
+"""A command line from the signature and the docstring of one function.
+
+    def run(*images: Path, out: Path, size: PositiveInt | None = None, deterministic: bool = False) -> None:
+
+    COMMAND IMAGES [IMAGES ...] --out OUT [--size SIZE] [--deterministic]
+
+Parameters by position are positional arguments, those by name are options, required where they have no default; a bool is switched
+by --NAME and --no_NAME. jsonargparse checks the types.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from types import NoneType
+from typing import Any, get_args
+
+import docstring_parser
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
+
+from gq_lightning.errors import UserError
+
+
+class _Parser(ArgumentParser):
+    def format_help(self) -> str:
+        return re.sub(r"<class\s+'(\w+)'>", r"\1", super().format_help())
+
+
+def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
+    """The parser of `function`'s arguments. Its docstring describes them under ``Args:``."""
+    documentation = docstring_parser.parse(inspect.getdoc(function) or "")
+    texts = {parameter.arg_name: parameter.description for parameter in documentation.params}
+    parser = _Parser(
+        prog=f"python -m gq_lightning {command}", description=documentation.short_description, exit_on_error=False, allow_abbrev=False
+    )
+    for name, parameter in inspect.signature(function).parameters.items():
+        # None is what an option has that is not given; nobody types it
+        types = [kind for kind in get_args(parameter.annotation) if kind is not NoneType]
+        optional = len(types) == 1 and NoneType in get_args(parameter.annotation)
+        options: dict[str, Any] = {"type": types[0] if optional else parameter.annotation, "help": texts[name]}
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            parser.add_argument(name, nargs="+", **options)
+        elif parameter.kind is parameter.POSITIONAL_ONLY:
+            parser.add_argument(name, **options)
+        elif parameter.default is parameter.empty:
+            parser.add_argument(f"--{name}", required=True, **options)
+        elif parameter.annotation is bool:
+            parser.add_argument(f"--{name}", action=ActionYesNo, default=parameter.default, help=texts[name])
+        else:
+            parser.add_argument(f"--{name}", default=parameter.default, **options)
+    return parser
+
+
+def call(function: Callable[..., None], command: str, args: list[str]) -> None:
+    """Calls `function` with the arguments of a command line, in which an option may be written with hyphens too.
+
+    Raises:
+        UserError: an argument is unknown, missing or not of its type.
+    """
+    parser = parser_of(function, command)
+    args = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), text) for text in args]
+    try:
+        given = vars(parser.parse_args(args))
+    except ArgumentError as error:
+        reason = re.sub(r'Parser key "(\w+)": ', r"--\1: ", " ".join(str(error).split()))
+        raise UserError(f"{reason} (see {parser.prog} --help)") from error
+    positional = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            value = given.pop(name)
+            positional += value if parameter.kind is parameter.VAR_POSITIONAL else [value]
+    function(*positional, **given)
