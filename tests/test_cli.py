@@ -15,8 +15,8 @@ from small import CONFIGS, small_training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gq_lightning import ImageTokenizer, UserError
+from gq_lightning.cli.commands.convert import another_codebook
 from gq_lightning.cli.main import main
-from gq_lightning.cli.tools import _another_codebook
 from gq_lightning.quantizers import FiniteScalarQuantizer, GaussianQuantizer, TokenBridge
 from gq_lightning.training.module import TokenizerTraining
 
@@ -93,7 +93,7 @@ def test_convert_gives_what_the_hook_wrote(run: Path, tmp_path: Path) -> None:
         assert hook.fingerprint == command.fingerprint
 
 
-def test_convert_to_another_codebook(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_convert_toanother_codebook(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def converted(*options: str) -> ImageTokenizer:
         assert main(["convert", str(run), "--out", str(tmp_path / "tokenizer"), *options]) == 0
         return ImageTokenizer.from_pretrained(tmp_path / "tokenizer")
@@ -126,9 +126,9 @@ def test_convert_to_another_codebook(run: Path, tmp_path: Path, capfd: pytest.Ca
 def test_an_exact_divergence_keeps_its_codebook_size() -> None:
     """With another one the encoder's features would stand for other posteriors than those it was trained with."""
     trained = GaussianQuantizer(16, latent_channels=4, codebook_size=256, exact_divergence=True)
-    with pytest.raises(UserError, match="leave out --codebook-size"):
-        _another_codebook(trained, {"codebook_size": 16}, "here")
-    other = _another_codebook(trained, {"seed": 1}, "here")
+    with pytest.raises(UserError, match="leave out --codebook_size"):
+        another_codebook(trained, {"codebook_size": 16}, "here")
+    other = another_codebook(trained, {"seed": 1}, "here")
     features = torch.randn(3, 8)
     assert torch.equal(other.posterior(features).log_variance, trained.posterior(features).log_variance)  # type: ignore[attr-defined]
 

@@ -282,4 +282,4 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n  import-checkpoint " in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["import-checkpoint", "--help"])
-    assert "--bits-per-position" in capsys.readouterr().out
+    assert "--bits_per_position" in capsys.readouterr().out

@@ -53,10 +53,11 @@ def main(args: list[str] | None = None) -> int:
 
             training.run(with_configs(args))
         elif args[0] in tools():
-            from gq_lightning.cli.signature import call
+            from gq_lightning.cli.signature import parse
 
             module = importlib.import_module(f"{commands.__name__}.{args[0].replace('-', '_')}")
-            call(module.run, args[0], args[1:])
+            positional, named = parse(module.run, args[0], args[1:])
+            module.run(*positional, **named)
         else:
             raise UserError(f"{args[0]} is no command; there are {', '.join([*TRAINING, *tools()])}")
         return 0

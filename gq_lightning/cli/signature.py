@@ -50,8 +50,8 @@ def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
     return parser
 
 
-def call(function: Callable[..., None], command: str, args: list[str]) -> None:
-    """Calls `function` with the arguments of a command line, in which an option may be written with hyphens too.
+def parse(function: Callable[..., None], command: str, args: list[str]) -> tuple[list[Any], dict[str, Any]]:
+    """What to call `function` with, by position and by name, for a command line; an option may be written with hyphens too.
 
     Raises:
         UserError: an argument is unknown, missing or not of its type.
@@ -59,13 +59,13 @@ def call(function: Callable[..., None], command: str, args: list[str]) -> None:
     parser = parser_of(function, command)
     args = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), text) for text in args]
     try:
-        given = vars(parser.parse_args(args))
+        named = vars(parser.parse_args(args))
     except ArgumentError as error:
         reason = re.sub(r'Parser key "(\w+)": ', r"--\1: ", " ".join(str(error).split()))
         raise UserError(f"{reason} (see {parser.prog} --help)") from error
-    positional = []
+    positional: list[Any] = []
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY:
-            value = given.pop(name)
+            value = named.pop(name)
             positional += value if parameter.kind is parameter.VAR_POSITIONAL else [value]
-    function(*positional, **given)
+    return positional, named

@@ -165,7 +165,7 @@ def decode_pictures(
         token_file = read_tokens(source)
         if token_file.fingerprint != fingerprint and not any_tokenizer:
             theirs = f"made by tokenizer {token_file.fingerprint[:12]}, this one is {fingerprint[:12]}"
-            raise UserError(f"{source}: {theirs}: decode with that one, or allow --any-tokenizer")
+            raise UserError(f"{source}: {theirs}: decode with that one, or allow --any_tokenizer")
         _check_geometry(source, token_file, tokenizer)
         image = tokenizer.decode(token_file.tokens[None], tile=tile)[0].float().cpu()
         buffer = io.BytesIO()

@@ -128,8 +128,12 @@ def store(name: str, tensors: Mapping[str, Tensor]) -> Path:
     path = _path(name)
     if content_sha256(tensors) != checksum(name):
         raise _missing(path, "could not be fetched: what was found has other content than the pinned one")
-    with whole_file(path) as file:
-        file.write(safetensors.torch.save(dict(tensors)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(safetensors.torch.save(dict(tensors)))
+    except OSError as error:
+        raise _missing(path, f"cannot be written ({error.strerror or error})") from error
     return path
 
 

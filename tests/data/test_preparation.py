@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from gq_lightning.cli import tools as commands
 from gq_lightning.cli.main import main
 from gq_lightning.data import ImageFolder, ImageNet, Shards, center_crop, resize_shorter
 from gq_lightning.data.sets import Cut, TrainingCrop
@@ -94,7 +93,7 @@ def test_every_way_in_gives_the_same_tensors(tmp_path: Path, monkeypatch: pytest
         return {"images": len(evaluated)}, {}
 
     monkeypatch.setattr("gq_lightning.evaluation.evaluate.evaluate", evaluate)
-    monkeypatch.setattr(commands, "_load", lambda arguments: Recorder())
+    monkeypatch.setattr("gq_lightning.cli.loading.load_tokenizer", lambda *arguments: Recorder())
     monkeypatch.setattr("gq_lightning.metrics.report.metrics_table", lambda values, title: title)
     call = ["evaluate", "--tokenizer=none", f"--data={folder}", f"--size={SIZE}", "--workers=0", f"--out={tmp_path / 'metrics.json'}"]
     assert main(call) == 0

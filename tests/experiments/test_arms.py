@@ -13,7 +13,8 @@ import reproduce
 from arms import ROOT, SpecError, arms, choose, layered, read, with_data, without_data
 from estimates import seconds, spoken
 from gq_lightning.cli.main import main
-from gq_lightning.cli.tools import _parser
+from gq_lightning.cli.commands import convert, evaluate
+from gq_lightning.cli.signature import parse
 from gq_lightning.cli.training import CommandLine
 from running import finished
 
@@ -232,7 +233,7 @@ def test_every_ablation_is_a_valid_command() -> None:
     for arm in arms(choose(spec, "convert"), "runs/experiments/ablations/convert"):
         assert arm.values["of"] in trained
         for command in (arm.command, *arm.then):
-            assert _parser().parse_args(command[3:]).command in ("convert", "evaluate")
+            parse({"convert": convert, "evaluate": evaluate}[command[3]].run, command[3], command[4:])
 
 
 def test_dry_run_prints_what_can_be_pasted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
