@@ -5,6 +5,8 @@ import torch
 from gq_lightning.errors import UserError
 from gq_lightning.tokenizer import ImageTokenizer
 
+MOST_THREADS = 1024  # beyond, starting them may end the process
+
 
 def load_tokenizer(name: str, device: str, threads: int | None) -> ImageTokenizer:
     """The tokenizer of a folder or of the hub on a device.
@@ -18,6 +20,8 @@ def load_tokenizer(name: str, device: str, threads: int | None) -> ImageTokenize
         UserError: there is no such tokenizer or no such device.
     """
     if threads:
+        if threads > MOST_THREADS:
+            raise UserError(f"--threads {threads}: give at most {MOST_THREADS}, best the number of cores")
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -50,6 +50,11 @@ def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
     return parser
 
 
+def _plain(value: Any) -> Any:
+    """A number without the restriction that its type has: a PositiveInt as an int."""
+    return next((kind(value) for kind in (int, float) if isinstance(value, kind) and not isinstance(value, bool)), value)
+
+
 def parse(function: Callable[..., None], command: str, args: list[str]) -> tuple[list[Any], dict[str, Any]]:
     """What to call `function` with, by position and by name, for a command line; an option may be written with hyphens too.
 
@@ -59,7 +64,7 @@ def parse(function: Callable[..., None], command: str, args: list[str]) -> tuple
     parser = parser_of(function, command)
     args = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), text) for text in args]
     try:
-        named = vars(parser.parse_args(args))
+        named = {name: _plain(value) for name, value in vars(parser.parse_args(args)).items()}
     except ArgumentError as error:
         reason = re.sub(r'Parser key "(\w+)": ', r"--\1: ", " ".join(str(error).split()))
         raise UserError(f"{reason} (see {parser.prog} --help)") from error

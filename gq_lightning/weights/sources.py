@@ -46,6 +46,4 @@ def download(name: str, progress: bool) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise SourceError(f"what {URLS[name]} gave cannot be read") from error
     wanted = (".conv.weight", ".bn.weight", ".bn.bias", ".bn.running_mean", ".bn.running_var")
-    return {
-        key: value.detach().float().contiguous() for key, value in state.items() if key.startswith("features.") or key.endswith(wanted)
-    }
+    return {key: value.detach().float().contiguous() for key, value in state.items() if key.startswith("features.") or key.endswith(wanted)}

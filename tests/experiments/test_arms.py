@@ -12,8 +12,8 @@ import pytest
 import reproduce
 from arms import ROOT, SpecError, arms, choose, layered, read, with_data, without_data
 from estimates import seconds, spoken
-from gq_lightning.cli.main import main
 from gq_lightning.cli.commands import convert, evaluate
+from gq_lightning.cli.main import main
 from gq_lightning.cli.signature import parse
 from gq_lightning.cli.training import CommandLine
 from running import finished

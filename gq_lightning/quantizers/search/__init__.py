@@ -76,9 +76,7 @@ def _search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: floa
 _library = torch.library.Library("gq_lightning", "DEF")
 _library.define("best_codewords(Tensor mean, Tensor variance, Tensor codebook, float prior_weight) -> Tensor")
 _library.impl("best_codewords", _search, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "gq_lightning::best_codewords", lambda mean, *_: mean.new_empty(len(mean), dtype=torch.int64), lib=_library
-)
+torch.library.register_fake("gq_lightning::best_codewords", lambda mean, *_: mean.new_empty(len(mean), dtype=torch.int64), lib=_library)
 
 
 def _refuse_unless(valid: bool) -> None:
