@@ -26,9 +26,7 @@ def find_config(name: str) -> str:
     known = [path.relative_to(folder.parent).as_posix() for path in sorted(folder.rglob("*.yaml"))]
     by_stem = [path for path in known if Path(path).stem == Path(name).stem]
     near = list(dict.fromkeys([*by_stem, *get_close_matches(name, known, 3, 0.5)]))[:3]
-    hint = (
-        f"did you mean {' or '.join(near)}, which {'come' if len(near) > 1 else 'comes'} with gq_lightning?" if near else "correct the path"
-    )
+    hint = f"did you mean {' or '.join(near)}, of those that come with gq_lightning?" if near else "correct the path"
     raise UserError(f"{name}: no such config, neither here nor in gq_lightning: {hint}")
 
 

@@ -22,7 +22,7 @@ TRAINING = {
 
 
 def tools() -> dict[str, str]:
-    """The commands beside `TRAINING`, which are the modules of `cli.commands`, and the first lines of their docstrings; none is imported."""
+    """The modules of `cli.commands` by the names of their commands, with their docstrings' first lines. None of them is imported."""
     found = {}
     for finder, name, _ in pkgutil.iter_modules(commands.__path__):
         spec = finder.find_spec(name)  # type: ignore[call-arg]
