@@ -17,7 +17,7 @@ HEAVY = ("lightning", "lpips", "torchmetrics", "torch_fidelity", "scipy", "matpl
 # what neither a tokenizer nor a command's help needs; the compiler of torch takes as long to import as the rest of it
 NEITHER = (*HEAVY, "vector_quantize_pytorch", "huggingface_hub", "torchvision", "torch._dynamo", "torch._inductor")
 # modules at most: of a door, beyond those of torch and of python's start
-MOST = {"import gq_lightning": 10, "from_pretrained and decode": 180, "--help": 60, "encode --help": 330}
+MOST = {"import gq_lightning": 10, "from_pretrained and decode": 180, "--help": 60, "encode --help": 240}
 # python SCRIPT MODULES ARGUMENTS: the command line, where importing one of the modules fails
 FORBIDDING = """
 import sys

@@ -21,8 +21,8 @@ from gq_lightning.errors import UserError
 
 
 class _Parser(ArgumentParser):
-    def format_help(self) -> str:
-        return re.sub(r"<class\s+'(\w+)'>", r"\1", super().format_help())
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        return re.sub(r"<class\s+'(\w+)'>", r"\1", super().format_help(*args, **kwargs))
 
 
 def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
