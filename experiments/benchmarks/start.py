@@ -2,7 +2,7 @@
 
 Processor seconds, user and system, of one thread: nothing is waited for here, and a busy machine changes them less.
 
-    python experiments/benchmarks/start.py [--out FILE] [--repeats 5]
+    python experiments/benchmarks/start.py [--out FILE] [--repeats 5] [--without-fit]
 
 import        from gq_lightning import ImageTokenizer
 help          python -m gq_lightning --help
@@ -72,9 +72,12 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "experiments/results/benchmarks/start.json")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--without-fit", action="store_true", help="leave out Lightning, which takes longest")
     arguments = parser.parse_args(args)
     with tempfile.TemporaryDirectory() as folder:
         forms = calls(Path(folder))
+        if arguments.without_fit:
+            del forms["lightning"], forms["fit help"]
         taken: dict[str, list[float]] = {name: [] for name in forms}
         for repeat in range(arguments.repeats + 1):
             for name, form in forms.items():
@@ -86,7 +89,7 @@ def main(args: list[str] | None = None) -> None:
         "machine": machine(),
         "seconds": {name: round(value, 3) for name, value in median.items()},
         "ratio_to_import_torch": ratios,
-        "fit_help_to_import_lightning": round(median["fit help"] / median["lightning"], 2),
+        "fit_help_to_import_lightning": None if arguments.without_fit else round(median["fit help"] / median["lightning"], 2),
         "before": BEFORE,
         "wanted": WANTED,
     }
