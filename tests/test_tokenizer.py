@@ -174,7 +174,7 @@ def test_a_sobol_folder_of_an_earlier_version_is_refused_and_its_checkpoint_conv
 def test_a_class_from_elsewhere_is_not_imported(saved: Path) -> None:
     text = (saved / "config.json").read_text().replace("gq_lightning.backbones.VisionTransformer", "antigravity.Module")
     (saved / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"antigravity.Module is not a class of gq_lightning"):
+    with pytest.raises(UserError, match=r"'antigravity.Module' is not a class of gq_lightning"):
         ImageTokenizer.from_pretrained(saved)
 
 

@@ -42,6 +42,8 @@ class FiniteScalarQuantizer(Quantizer):
 
         super().__init__()
         levels = list(levels)
+        if len(levels) > 20:
+            raise UserError(f"levels: {len(levels)} channels make more than 2^20 codewords: use fewer, and more tokens per position")
         if not levels or any(not isinstance(level, int) or not 2 <= level <= MOST_LEVELS for level in levels):
             raise UserError(f"levels: {levels} must be whole numbers from 2 to {MOST_LEVELS}, at least one")
         self.codebook_size = math.prod(levels)
