@@ -70,7 +70,7 @@ class FiniteScalarQuantizer(Quantizer):
         return self.grid.codes_to_indices(points).long()
 
     def detokenize(self, tokens: Tensor) -> Tensor:
-        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
         # flat, because the library takes more axes for an image and moves the last one
         return self.grid.indices_to_codes(tokens.flatten()).flip(-1).view(*tokens.shape[:-1], self.latent_channels)
 

@@ -128,7 +128,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         return tokens.view(mean.shape[:-1])
 
     def detokenize(self, tokens: Tensor) -> Tensor:
-        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
         return self.ungroup(self.codewords[tokens])
 
     def posterior(self, features: Tensor) -> Posterior:

@@ -131,8 +131,8 @@ class VectorQuantizer(Quantizer):
         return self._nearest(self.group(features))
 
     def detokenize(self, tokens: Tensor) -> Tensor:
-        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
-        return F.embedding(tokens.long(), self.codebook.detach()).flatten(-2)
+        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        return F.embedding(tokens, self.codebook.detach()).flatten(-2)
 
     def group(self, features: Tensor) -> Tensor:
         """(..., encoder_channels) to (..., tokens_per_position, group_size), float32 whatever the precision of the encoder."""

@@ -51,4 +51,8 @@ class CheckpointFiles(CheckpointIO):
         return read_checkpoint(path, map_location=location, weights_only=weights_only is not False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        self._io.remove_checkpoint(path)
+        """Removes the file, if it is one. Lightning's own removes folders, too, and whatever path a checkpoint names as one of the best."""
+        if "://" in str(path):
+            self._io.remove_checkpoint(path)
+        elif ".." not in Path(path).parts and Path(path).suffix == ".ckpt" and Path(path).is_file():
+            Path(path).unlink()
