@@ -68,8 +68,8 @@ def validation_is_due(trainer: Trainer) -> bool:
 
 
 class OwnOptions(LightningCLI):
-    """Lightning's, whose options are those that its user gives: it would also take `hyper_parameters` from the file of --ckpt_path, in which
-    a learning rate may stand, or a class to import."""
+    """Lightning's, whose options are those that its user gives. It would also take `hyper_parameters` from the file of --ckpt_path: a
+    learning rate, or a class to import."""
 
     def _parse_ckpt_path(self) -> None:
         pass
@@ -86,15 +86,15 @@ def explain_restoring(trainer: Trainer) -> None:
             except (UserError, FileNotFoundError):
                 raise
             except Exception as error:  # torch and each part of Lightning complain in their own way
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                reason = " ".join(repr(error).replace("\\n", " ").split())[:300]
                 raise UserError(
-                    f"{trainer.ckpt_path}: it does not fit what is configured ({reason}): give the configs of its run, or another checkpoint"
+                    f"{trainer.ckpt_path}: it does not fit what is configured ({reason}): give the configs of its run, or another one"
                 ) from error
 
         return wrapped
 
-    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
-        setattr(connector, name, explained(getattr(connector, name)))
+    connector._restore_modules_and_callbacks = explained(connector._restore_modules_and_callbacks)  # type: ignore[method-assign]
+    connector.restore_training_state = explained(connector.restore_training_state)  # type: ignore[method-assign]
 
 
 # Signals

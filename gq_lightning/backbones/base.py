@@ -78,7 +78,9 @@ def check_cost(network: str, blocks: int, weights: float, **sizes: float) -> Non
         raise UserError(f"{network}: {blocks} blocks are more than {MOST_BLOCKS}: use fewer")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**40
     if 4 * weights > memory:
-        raise UserError(f"{network}: its {weights:.2g} weights take {4 * weights / 1e9:.3g} GB, this machine has {memory / 1e9:.3g}: use smaller sizes")
+        raise UserError(
+            f"{network}: its {weights:.2g} weights take {4 * weights / 1e9:.3g} GB, this machine has {memory / 1e9:.3g}: use smaller sizes"
+        )
 
 
 def check_multiple(height: int, width: int, downsampling: int) -> None:

@@ -221,8 +221,8 @@ class UNet(Backbone):
             resolution is the most expensive one: with 2 a step takes a third of the time.
 
     Raises:
-        UserError: a width is not a multiple of `norm_groups`, there is no level or no block, a size is not a multiple of `downsampling`, or the
-            network is too large, see `check_cost`.
+        UserError: a width is not a multiple of `norm_groups`, there is no level or no block, a size is not a multiple of
+            `downsampling`, or the network is too large, see `check_cost`.
     """
 
     window = None
@@ -252,7 +252,9 @@ class UNet(Backbone):
         if norm_groups < 0 or any(width < 1 or (norm_groups and width % norm_groups) for width in (channels, *widths)):
             raise UserError(f"UNet: channels {channels} gives levels of width {widths}: make them multiples of norm_groups {norm_groups}")
         # two convolutions of 3 x 3 a block
-        weights = 18 * sum((2 * blocks + 1) * width**2 for width in widths) + 9 * widths[-1] * (8 * widths[-1] + encoder_channels)
+        weights = 18 * sum((2 * blocks + 1) * width**2 for width in widths) + 9 * widths[-1] * (
+            8 * widths[-1] + encoder_channels + latent_channels
+        )
         check_cost("UNet", (2 * blocks + 1) * len(widths), weights, encoder_channels=encoder_channels, latent_channels=latent_channels)
         self.encoder_channels = encoder_channels
         self.latent_channels = latent_channels

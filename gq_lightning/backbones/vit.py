@@ -126,7 +126,8 @@ class VisionTransformer(Backbone):
         sizes = {"patch_size": patch_size, "width": width, "layers": layers, "mlp_ratio": mlp_ratio, "head_width": head_width}
         # a position's embedding, a patch's two layers, and a block's attention and MLP, in encoder and decoder
         tokens = (image_size / max(patch_size, 1)) ** 2
-        weights = 2 * width * (tokens + 3 * patch_size**2 + 2 * layers * width * (2 + mlp_ratio)) + head_width * (width + 3 * patch_size**2)
+        weights = 2 * width * (tokens + 3 * patch_size**2 + 2 * layers * width * (2 + mlp_ratio) + encoder_channels + latent_channels)
+        weights += head_width * (width + 3 * patch_size**2)
         check_cost("VisionTransformer", 2 * layers, weights, encoder_channels=encoder_channels, latent_channels=latent_channels, **sizes)
         if heads < 1 or width % heads:
             raise UserError(f"VisionTransformer: width {width} is not a multiple of heads {heads}: change either so that it is")

@@ -19,7 +19,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     """
     _check_regular(path, os.stat(path).st_mode)
     # not waiting, in case it has become a pipe since
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     try:
         _check_regular(path, os.fstat(file.fileno()).st_mode)
     except UserError:

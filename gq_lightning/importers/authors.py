@@ -230,7 +230,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     torch's own restricted unpickler reads the file. Classes that it does not know become inert placeholders where they are
     among the harmless ones, and otherwise the file is refused.
     """
-    def placeholders(names: list[str]) -> list[tuple[Any, str]]:
+
+    def placeholders(names: list[str]) -> list[Any]:
         if refused := [name for name in names if not HARMLESS.fullmatch(name)]:
             raise UserError(
                 f"{path}: refused, since it would call {', '.join(map(repr, refused[:3]))}: where you trust the file, save"

@@ -25,7 +25,7 @@ def read_checkpoint(
     mmap: bool = False,
     map_location: Any = "cpu",
     weights_only: bool = True,
-    placeholders: Callable[[list[str]], list[tuple[Any, str]]] = lambda names: [],
+    placeholders: Callable[[list[str]], list[Any]] = lambda names: [],
 ) -> Any:
     """What a checkpoint holds, read without running code from it, once it is known to be undamaged.
 
@@ -34,7 +34,7 @@ def read_checkpoint(
         mmap: map the tensors instead of reading them: those that nobody looks at cost nothing.
         map_location: of torch.load.
         weights_only: as for torch.load. False runs what is in the file.
-        placeholders: given the names of the classes in it that torch does not know, what stands for which.
+        placeholders: given the names of the classes in it that torch does not know, what stands for which, as `safe_globals` takes it.
 
     Raises:
         UserError: it is damaged, no checkpoint, holds more than tensors and plain data, or tensors of more numbers than are in the file.
@@ -55,7 +55,9 @@ def read_checkpoint(
         # of the rest, torch explains at length how to run what is in the file
         said = isinstance(error, OSError | ValueError | zipfile.BadZipFile) and str(error)
         reason = (said or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path}: damaged, no checkpoint, or with more in it than tensors and plain data ({reason}): take another") from error
+        raise UserError(
+            f"{path}: damaged, no checkpoint, or with more in it than tensors and plain data ({reason}): take another"
+        ) from error
 
 
 def _check_archive(file: BinaryIO) -> int:
@@ -98,7 +100,7 @@ def _tensors(content: Any) -> Iterator[Tensor]:
 
 
 def _check_size(tensor: Tensor, size: int) -> None:
-    """Raises ValueError where a tensor has more numbers than `size` bytes of its file can hold, by strides of 0, say: a copy has them all."""
+    """Raises ValueError where a tensor has more numbers than the `size` bytes of its file hold, by strides of 0: a copy has them all."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested or tensor.is_quantized:
         raise ValueError(f"a tensor that is not plain, {tensor.layout} on {tensor.device}")
     needed = math.prod(tensor.shape) * tensor.element_size()

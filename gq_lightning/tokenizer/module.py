@@ -20,7 +20,6 @@ from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
 from gq_lightning.tokenizer.pretrained import FLOATS, Pretrained
 from gq_lightning.tokenizer.windows import see_in_windows
 
-
 # beyond [-1, 1], for what resizing in half precision leaves
 ROUNDING = 0.01
 
@@ -166,14 +165,14 @@ def check_images(images: Tensor) -> tuple[float, float]:
     """The least and the largest value of images.
 
     Raises:
-        UserError: they are not floating point (B, 3, H, W), or hold a value outside [-1, 1] by more than rounding, or one that is no number.
+        UserError: they are not floating point (B, 3, H, W), or hold a value outside [-1, 1] by more than rounding, or NaN.
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in FLOATS:
         raise UserError(f"images must be floating point (B, 3, H, W) in [-1, 1], not {images.dtype} {tuple(images.shape)}")
     if images.is_meta or not images.numel():
         return -1.0, 1.0
     lowest, highest = (float(value) for value in images.aminmax())
-    if not (-1 - ROUNDING <= lowest and highest <= 1 + ROUNDING):
+    if not (lowest >= -1 - ROUNDING and highest <= 1 + ROUNDING):
         hint = "they seem to be in [0, 255]: give images / 127.5 - 1" if 0 <= lowest <= highest <= 255 else "bring them there first"
         raise UserError(f"images must be in [-1, 1], not from {lowest:g} to {highest:g}: {hint}")
     return lowest, highest

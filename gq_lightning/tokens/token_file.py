@@ -75,16 +75,16 @@ class TokenFile:
         return self.bits / (self.height * self.width)
 
 
-def write_tokens(path: Path, token_file: TokenFile) -> None:
+def write_tokens(path: str | Path, token_file: TokenFile) -> None:
     """Writes a token file. Equal tokens give equal bytes. Raises UserError where it cannot."""
     dtype = next(dtype for dtype, most in _DTYPES.items() if token_file.codebook_size <= most)
     tokens = token_file.tokens.cpu().to(dtype).contiguous()
     header = {"version": 1} | {name: getattr(token_file, name) for name in _HEADER}
     header["checksum"] = _checksum(header, tokens)
-    write_whole(path, save({"tokens": tokens}, {_METADATA: json.dumps(header, sort_keys=True)}))
+    write_whole(Path(path), save({"tokens": tokens}, {_METADATA: json.dumps(header, sort_keys=True)}))
 
 
-def read_tokens(path: Path) -> TokenFile:
+def read_tokens(path: str | Path) -> TokenFile:
     """Reads a token file and checks every field. Raises UserError for a damaged or foreign file."""
     try:
         open_regular(path).close()
