@@ -45,16 +45,19 @@ class Recorded:
         """Plain data, equal for two objects whose like arguments give the same tokens and pictures from the same weights."""
         described = describe(self)
         arguments = {
-            name: value.identity() if isinstance(value, Recorded) else value
-            for name, value in described["init_args"].items()
+            name: value.identity() if isinstance(value, Recorded) else described["init_args"][name]
+            for name, value in self.init_args.items()
             if name not in self.training_arguments and not (name in self.later_arguments and value == self.later_arguments[name])
         }
         return described | {"init_args": arguments}
 
 
 def describe(thing: Recorded) -> dict[str, Any]:
-    """Plain data (JSON's types) from which `build` makes an equal object."""
-    arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in thing.init_args.items()}
+    """Plain data (JSON's types) from which `build` makes an equal object; recorded objects nest."""
+    arguments = {
+        name: describe(value) if isinstance(value, Recorded) else list(value) if isinstance(value, tuple) else value
+        for name, value in thing.init_args.items()
+    }
     return {"class_path": public_path(type(thing)), "init_args": arguments}
 
 
@@ -74,7 +77,8 @@ def build(base: type[T], description: Any, source: str) -> T:
     Args:
         base: the class, abstract or not, that it must be an instance of.
         description: ``{"class_path": ..., "init_args": {...}}``. The class is one of this package, or one that the caller has imported. The
-            arguments are numbers, strings, booleans, null, and lists of these, each of its parameter's type.
+            arguments are numbers, strings, booleans, null, and lists of these, each of its parameter's type; where a parameter takes a
+            recorded object, such a description.
         source: the file named in errors.
 
     Raises:
@@ -116,9 +120,11 @@ def _with_subclasses(cls: type[T]) -> Iterator[type[T]]:
 def _read(name: str, value: Any, wanted: Any) -> Any:
     """A value of a file as an argument of the annotated type. Raises ValueError."""
     origin, options = get_origin(wanted), get_args(wanted)
+    if isinstance(value, dict) and isinstance(wanted, type) and issubclass(wanted, Recorded):
+        return build(wanted, value, name)
     if origin in (Union, UnionType):
         for option in options:
-            with suppress(ValueError):
+            with suppress(ValueError, UserError):
                 return _read(name, value, option)
     elif origin is Literal:
         if any(value == option and type(value) is type(option) for option in options):
