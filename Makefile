@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations benchmark soak drill test test-all lint clean
+.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations benchmark soak drill fuzz test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -58,6 +58,9 @@ soak: $(READY)  ## kill a training KILLS=30 times, in checkpoint writes too, and
 
 drill: $(READY)  ## as root: train on two nodes, which are network namespaces, and lose each of them once: a minute and a half
 	OMP_NUM_THREADS=1 $(RUN) experiments/drill.py
+
+fuzz: $(READY)  ## thousands of damaged and forged files: each is read as it was or refused by one line; three minutes [SEED=n]
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) tests/fuzz/fuzz.py --minutes 3 $(if $(SEED),--seed $(SEED))
 
 test: weights  ## the tests, with coverage: about 8 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term

@@ -6,16 +6,21 @@ from gq_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from gq_lightning.tokenizer import ImageTokenizer
+    from gq_lightning.tokens.token_file import TokenFile, read_tokens, write_tokens
 
 # pyproject.toml reads it here
 __version__ = "0.1.0"
-__all__ = ["ImageTokenizer", "UserError", "__version__"]
+__all__ = ["ImageTokenizer", "TokenFile", "UserError", "__version__", "read_tokens", "write_tokens"]
 
 
 def __getattr__(name: str) -> object:
-    # torch is imported with the first tokenizer: a command's --help needs neither
+    # torch is imported with the first of them: a command's --help needs neither
     if name == "ImageTokenizer":
         from gq_lightning.tokenizer import ImageTokenizer
 
         return ImageTokenizer
+    if name in ("TokenFile", "read_tokens", "write_tokens"):
+        from gq_lightning.tokens import token_file
+
+        return getattr(token_file, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,20 +1,23 @@
 """Objects that remember the arguments they were built with, so that a tokenizer can be written down and rebuilt.
 
-`describe` gives ``{"class_path": ..., "init_args": {...}}``, the form that LightningCLI's YAML files have, and `build` is
-jsonargparse reading that form back: configs and saved tokenizers share one instantiation system.
+`describe` gives ``{"class_path": ..., "init_args": {...}}``, the form that LightningCLI's YAML files have, and `build` reads it back.
+A config runs what its user wants; a saved tokenizer is a file of others. So `build` takes a small part of what LightningCLI takes from
+configs: plain values for classes that are known.
 """
 
 import importlib
 import inspect
-import sys
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
-
-from jsonargparse import ArgumentError, ArgumentParser
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gq_lightning.errors import UserError
 
 T = TypeVar("T")
+# no argument of a tokenizer is as large as this number
+LARGEST = 2**63
 
 
 class Recorded:
@@ -40,28 +43,22 @@ class Recorded:
 
     def identity(self) -> dict[str, Any]:
         """Plain data, equal for two objects whose like arguments give the same tokens and pictures from the same weights."""
+        described = describe(self)
         arguments = {
-            name: value.identity() if isinstance(value, Recorded) else describe(value)
+            name: value.identity() if isinstance(value, Recorded) else described["init_args"][name]
             for name, value in self.init_args.items()
             if name not in self.training_arguments and not (name in self.later_arguments and value == self.later_arguments[name])
         }
-        return {"class_path": public_path(type(self)), "init_args": arguments}
+        return described | {"init_args": arguments}
 
 
-@runtime_checkable
-class _HasInitArgs(Protocol):
-    init_args: dict[str, Any]
-
-
-def describe(value: Any) -> Any:
+def describe(thing: Recorded) -> dict[str, Any]:
     """Plain data (JSON's types) from which `build` makes an equal object; recorded objects nest."""
-    if isinstance(value, _HasInitArgs):
-        cls = type(value)
-        arguments = {name: describe(argument) for name, argument in value.init_args.items()}
-        return {"class_path": public_path(cls), "init_args": arguments}
-    if isinstance(value, (list, tuple)):
-        return [describe(item) for item in value]
-    return value
+    arguments = {
+        name: describe(value) if isinstance(value, Recorded) else list(value) if isinstance(value, tuple) else value
+        for name, value in thing.init_args.items()
+    }
+    return {"class_path": public_path(type(thing)), "init_args": arguments}
 
 
 def public_path(cls: type) -> str:
@@ -71,38 +68,79 @@ def public_path(cls: type) -> str:
         package = ".".join(parts[:length])
         if getattr(importlib.import_module(package), cls.__name__, None) is cls:
             return f"{package}.{cls.__qualname__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return _path(cls)
 
 
-def build(base: type[T], description: dict[str, Any], source: str) -> T:
-    """The object that `describe` described.
+def build(base: type[T], description: Any, source: str) -> T:
+    """The object that `describe` described. Nothing is imported, and no class is built but those that are named here.
 
     Args:
         base: the class, abstract or not, that it must be an instance of.
-        description: ``{"class_path", "init_args"}``.
+        description: ``{"class_path": ..., "init_args": {...}}``. The class is one of this package, or one that the caller has imported. The
+            arguments are numbers, strings, booleans, null, and lists of these, each of its parameter's type; where a parameter takes a
+            recorded object, such a description.
         source: the file named in errors.
 
     Raises:
-        UserError: the class is not a `base` of this package or of an imported module, or its arguments do not fit.
+        UserError: the description is of another form, its class is no such `base`, or its arguments do not fit.
     """
-    for path in _class_paths(description):
-        module = path.rpartition(".")[0]
-        if module.split(".")[0] != "gq_lightning" and module not in sys.modules:
-            raise UserError(f"{source}: {path} is not a class of gq_lightning; import {module or path!r} first if you trust it")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("object", type=base)
+    fields = description if isinstance(description, dict) else {}
+    path, arguments = fields.get("class_path"), fields.get("init_args", {})
+    if not isinstance(path, str) or not isinstance(arguments, dict) or not fields.keys() <= {"class_path", "init_args"}:
+        raise UserError(f"{source}: describes no {base.__name__}: give class_path, a string, and init_args, an object, and nothing else")
+    named = [cls for cls in _with_subclasses(base) if cls.__name__ == path.rpartition(".")[2] and not inspect.isabstract(cls)]
+    known = [cls for cls in named if path in (public_path(cls), _path(cls))]
+    if not known:
+        raise UserError(
+            f"{source}: class_path: {path!r:.100} is not a class of gq_lightning that is a {base.__name__}, nor an imported one: "
+            "import its module first if you trust it"
+        )
     try:
-        parsed = parser.parse_object({"object": description})
-        return parser.instantiate(parsed)["object"]
-    except (ArgumentError, TypeError, ValueError) as error:
-        # jsonargparse explains over several lines, the last ones being the most specific
-        reason = " ".join(str(error).split())[-300:]
-        raise UserError(f"{source}: cannot build a {base.__name__} from {description.get('class_path')!r}: {reason}") from error
+        hints = get_type_hints(known[-1].__init__)
+        parameters = inspect.signature(known[-1]).parameters
+        for name in arguments:
+            if name not in parameters or parameters[name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+                raise ValueError(f"{name!r:.50} is no argument of it")
+        return known[-1](**{name: _read(name, value, hints.get(name, Any)) for name, value in arguments.items()})
+    except Exception as error:  # a constructor complains of wrong arguments in its own way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{source}: cannot build a {base.__name__} from {path!r}: {reason}") from error
 
 
-def _class_paths(description: Any) -> list[str]:
-    """All classes that a description names: building it would import their modules, and importing runs code."""
-    if isinstance(description, dict):
-        own = [str(description["class_path"])] if "class_path" in description else []
-        return own + [path for value in description.values() for path in _class_paths(value)]
-    return [path for item in description for path in _class_paths(item)] if isinstance(description, list) else []
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _with_subclasses(cls: type[T]) -> Iterator[type[T]]:
+    yield cls
+    for subclass in cls.__subclasses__():
+        yield from _with_subclasses(subclass)
+
+
+def _read(name: str, value: Any, wanted: Any) -> Any:
+    """A value of a file as an argument of the annotated type. Raises ValueError."""
+    origin, options = get_origin(wanted), get_args(wanted)
+    if isinstance(value, dict) and isinstance(wanted, type) and issubclass(wanted, Recorded):
+        return build(wanted, value, name)
+    if origin in (Union, UnionType):
+        for option in options:
+            with suppress(ValueError, UserError):
+                return _read(name, value, option)
+    elif origin is Literal:
+        if any(value == option and type(value) is type(option) for option in options):
+            return value
+    elif type(value) is list:
+        each = options[0] if options else Any
+        if wanted is Any or origin in (list, Sequence):
+            return [_read(name, item, each) for item in value]
+        if origin is tuple:
+            return tuple(_read(name, item, each) for item in value)
+    elif type(value) in (int, float) and wanted in (float, Any):
+        if math.isfinite(value) and abs(value) < LARGEST:
+            return float(value) if wanted is float else value
+    elif type(value) is int:
+        if wanted is int and abs(value) < LARGEST:
+            return value
+    elif (value is None and wanted in (None, NoneType, Any)) or (type(value) in (str, bool) and wanted in (type(value), Any)):
+        return value
+    raise ValueError(f"{name}: {value!r:.100} is not what it takes, {getattr(wanted, '__name__', wanted)}")

@@ -11,9 +11,12 @@ from typing import Any
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from gq_lightning.errors import UserError
 
 __all__ = ["MisconfigurationException", "SIGTERMException"]
 
@@ -21,6 +24,8 @@ __all__ = ["MisconfigurationException", "SIGTERMException"]
 INTERNALS = {
     "Trainer": (
         "_accelerator_connector.cluster_environment",
+        "_checkpoint_connector._restore_modules_and_callbacks",
+        "_checkpoint_connector.restore_training_state",
         "_signal_connector.received_sigterm",
         "_signal_connector.register_signal_handlers",
         "fit_loop._data_fetcher",
@@ -37,7 +42,7 @@ INTERNALS = {
     "SubprocessLauncher": ("kill", "procs"),
     "ChildProcessObserver": ("_child_processes",),
     "LightningOptimizer": ("_on_after_step", "_on_before_step"),
-    "LightningCLI": ("_get",),
+    "LightningCLI": ("_get", "_parse_ckpt_path"),
     "RichProgressBar": ("_get_train_description", "_stop_progress"),
 }
 # and of the progress that a checkpoint holds
@@ -57,6 +62,39 @@ def validation_is_due(trainer: Trainer) -> bool:
     """Whether a validation follows the batch that ends."""
     loop = trainer.fit_loop
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+
+# Options and checkpoints
+
+
+class OwnOptions(LightningCLI):
+    """Lightning's, whose options are those that its user gives. It would also take `hyper_parameters` from the file of --ckpt_path: a
+    learning rate, or a class to import."""
+
+    def _parse_ckpt_path(self) -> None:
+        pass
+
+
+def explain_restoring(trainer: Trainer) -> None:
+    """Has it raise UserError, which names the checkpoint, where something in one does not fit the training; what it says itself stays."""
+    connector = trainer._checkpoint_connector
+
+    def explained(restore: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(*args: Any, **kwargs: Any) -> None:
+            try:
+                restore(*args, **kwargs)
+            except (UserError, FileNotFoundError):
+                raise
+            except Exception as error:  # torch and each part of Lightning complain in their own way
+                reason = " ".join(repr(error).replace("\\n", " ").split())[:300]
+                raise UserError(
+                    f"{trainer.ckpt_path}: it does not fit what is configured ({reason}): give the configs of its run, or another one"
+                ) from error
+
+        return wrapped
+
+    connector._restore_modules_and_callbacks = explained(connector._restore_modules_and_callbacks)  # type: ignore[method-assign]
+    connector.restore_training_state = explained(connector.restore_training_state)  # type: ignore[method-assign]
 
 
 # Signals

@@ -52,7 +52,7 @@ ALLOWED = {
         "training",
         "weights",
     },
-    "__init__": {"tokenizer"},
+    "__init__": {"tokenizer", "tokens"},
     "__main__": {"cli"},
 }
 MOST = {"rooms": 21, "floors": 9, "arrows": 75}

@@ -13,16 +13,16 @@ from gq_lightning.quantizers import Quantizer
 
 
 class Part(Recorded, nn.Module):
-    def __init__(self, width: int, scales: tuple[int, ...] = (1, 2), *, inner: "Part | None" = None) -> None:
+    def __init__(self, width: int, scales: tuple[int, ...] = (1, 2), *, name: str | None = None) -> None:
         super().__init__()
-        self.inner = inner
+        self.scales = scales
         self.weight = nn.Parameter(torch.zeros(width))
 
 
-def test_arguments_and_defaults_are_remembered_and_nest() -> None:
-    part = Part(3, inner=Part(width=2, scales=(5,)))
-    inner = {"class_path": f"{__name__}.Part", "init_args": {"width": 2, "scales": [5], "inner": None}}
-    assert describe(part) == {"class_path": f"{__name__}.Part", "init_args": {"width": 3, "scales": [1, 2], "inner": inner}}
+def test_arguments_and_defaults_are_remembered() -> None:
+    part = Part(3, name="a")
+    assert describe(part) == {"class_path": f"{__name__}.Part", "init_args": {"width": 3, "scales": [1, 2], "name": "a"}}
+    assert build(Part, describe(part), "here").scales == (1, 2)
 
 
 def test_copies_remember_too() -> None:

@@ -83,7 +83,7 @@ def test_the_table_is_what_the_adapter_touches() -> None:
     tree = ast.parse(ADAPTER.read_text())
     touched = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")}
     listed = {part for names in INTERNALS.values() for name in names for part in name.split(".") if part.startswith("_")}
-    assert touched == listed - {"_get"}
+    assert touched == listed - {"_get", "_parse_ckpt_path"}, "which CommandLine calls, and a class here overrides"
 
 
 def foreign(tree: ast.AST) -> set[str]:

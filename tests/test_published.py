@@ -241,7 +241,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, capsys: pytest.CaptureFix
     whole = write(tmp_path, "vit")[0]
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(whole.read_bytes()[:-1000])
-    words = {absent: "no such", text: "not a checkpoint", listing: "no state_dict", own: "convert", legacy: "state_dict", cut: "damaged"}
+    words = {absent: "no such", text: "not a zip file", listing: "no state_dict", own: "convert", legacy: "not a zip file", cut: "damaged"}
     for path, word in words.items():
         call = ["import-checkpoint", str(path), "--backbone", "vit", "--bits-per-position", "16", "--out", str(tmp_path / "out")]
         assert main(call) == 2

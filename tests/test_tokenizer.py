@@ -1,5 +1,6 @@
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,33 @@ def test_more_bad_input() -> None:
         tokenizer.decode(torch.zeros(4, 4, 2, dtype=torch.int64))
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda x: (x + 1) * 127.5, r"not from 0.* to 254.*\[0, 255\]: give images / 127.5 - 1"),
+        (lambda x: x * 1.1, r"must be in \[-1, 1\], not from -1.09.* to 1.09.*: bring them there"),
+        (lambda x: x * 127.5, r"must be in \[-1, 1\]"),
+        (lambda x: x * float("nan"), r"must be in \[-1, 1\], not from nan"),
+        (lambda x: x + float("inf"), r"must be in \[-1, 1\]"),
+        (lambda x: x.to(torch.float8_e4m3fn), "floating point"),
+        (lambda x: x.to(torch.complex64), "floating point"),
+    ],
+)
+def test_images_of_another_range(make: Callable[[torch.Tensor], torch.Tensor], words: str) -> None:
+    tokenizer = small_tokenizer("vit")
+    for use in (tokenizer.encode, tokenizer.reconstruct):
+        with pytest.raises(UserError, match=words):
+            use(make(images(2)))
+
+
+def test_images_from_0_to_1_are_hinted_at_and_rounding_is_none() -> None:
+    tokenizer = small_tokenizer("vit")
+    with pytest.warns(UserWarning, match=r"nothing below 0: where they are in \[0, 1\], give images \* 2 - 1"):
+        tokenizer.encode((images(2) + 1) / 2)
+    tokenizer.encode(images(1).bfloat16() * 1.004)
+    tokenizer.encode(torch.zeros(1, 3, 32, 32))
+
+
 def test_deterministic_tokens_do_not_depend_on_the_batch(tokenizer: ImageTokenizer) -> None:
     batch = images(7)
     together = tokenizer.encode(batch, deterministic=True)
@@ -133,7 +161,7 @@ def test_a_changed_number_is_refused(saved: Path, field: str, value: object) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_floating_point_types(tokenizer: ImageTokenizer, dtype: torch.dtype) -> None:
+def test_other_floating_point_types(tokenizer: ImageTokenizer, dtype: torch.dtype, tmp_path: Path) -> None:
     """The backbone has the type, codebook and search stay exact: tokens are those of features rounded to it."""
     batch, codewords = images(4), tokenizer.quantizer.codewords.clone()  # type: ignore[operator]
     plain = tokenizer.encode(batch)
@@ -145,6 +173,9 @@ def test_other_floating_point_types(tokenizer: ImageTokenizer, dtype: torch.dtyp
     assert torch.equal(tokens, tokenizer.quantizer.tokenize(features.float()))
     decoded = tokenizer.decode(tokens)
     assert decoded.dtype == dtype and decoded.isfinite().all() and tokenizer.reconstruct(batch).images.dtype == torch.float32
+    tokenizer.save_pretrained(tmp_path)
+    again = ImageTokenizer.from_pretrained(tmp_path)
+    assert again.dtype == dtype and torch.equal(again.encode(batch), tokens), "it is kept in its type"
     share = {torch.float16: 0.9, torch.bfloat16: 0.5, torch.float64: 0.99}[dtype]
     assert (tokens == plain).float().mean() >= share
 
@@ -174,7 +205,7 @@ def test_a_sobol_folder_of_an_earlier_version_is_refused_and_its_checkpoint_conv
 def test_a_class_from_elsewhere_is_not_imported(saved: Path) -> None:
     text = (saved / "config.json").read_text().replace("gq_lightning.backbones.VisionTransformer", "antigravity.Module")
     (saved / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"antigravity.Module is not a class of gq_lightning"):
+    with pytest.raises(UserError, match=r"'antigravity.Module' is not a class of gq_lightning"):
         ImageTokenizer.from_pretrained(saved)
 
 

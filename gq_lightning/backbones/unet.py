@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gq_lightning.backbones.base import Backbone, apply_block, check_multiple
+from gq_lightning.backbones.base import Backbone, apply_block, check_cost, check_multiple
 from gq_lightning.errors import UserError
 
 
@@ -221,7 +221,8 @@ class UNet(Backbone):
             resolution is the most expensive one: with 2 a step takes a third of the time.
 
     Raises:
-        UserError: a width is not a multiple of `norm_groups`, there is no level or no block, or a size is not a multiple of `downsampling`.
+        UserError: a width is not a multiple of `norm_groups`, there is no level or no block, a size is not a multiple of
+            `downsampling`, or the network is too large, see `check_cost`.
     """
 
     window = None
@@ -250,6 +251,11 @@ class UNet(Backbone):
             raise UserError(f"UNet: patch_size {patch_size}: give 1 or more")
         if norm_groups < 0 or any(width < 1 or (norm_groups and width % norm_groups) for width in (channels, *widths)):
             raise UserError(f"UNet: channels {channels} gives levels of width {widths}: make them multiples of norm_groups {norm_groups}")
+        # two convolutions of 3 x 3 a block
+        weights = 18 * sum((2 * blocks + 1) * width**2 for width in widths) + 9 * widths[-1] * (
+            8 * widths[-1] + encoder_channels + latent_channels
+        )
+        check_cost("UNet", (2 * blocks + 1) * len(widths), weights, encoder_channels=encoder_channels, latent_channels=latent_channels)
         self.encoder_channels = encoder_channels
         self.latent_channels = latent_channels
         self.downsampling = patch_size * 2 ** (len(widths) - 1)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gq_lightning.backbones.base import Backbone, apply_block, check_multiple
+from gq_lightning.backbones.base import Backbone, apply_block, check_cost, check_multiple
 from gq_lightning.errors import UserError
 
 
@@ -132,8 +132,8 @@ class VisionTransformer(Backbone):
         gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
 
     Raises:
-        UserError: `heads` does not divide `width`, `image_size` is not a multiple of `patch_size`, or, later, an image or a map of
-            latents is not of the window's size.
+        UserError: `heads` does not divide `width`, `image_size` is not a multiple of `patch_size`, the network is too large (see
+            `check_cost`), or, later, an image or a map of latents is not of the window's size.
     """
 
     training_arguments = frozenset({"gradient_checkpointing"})
@@ -152,6 +152,12 @@ class VisionTransformer(Backbone):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        sizes = {"patch_size": patch_size, "width": width, "layers": layers, "mlp_ratio": mlp_ratio, "head_width": head_width}
+        # a position's embedding, a patch's two layers, and a block's attention and MLP, in encoder and decoder
+        tokens = (image_size / max(patch_size, 1)) ** 2
+        weights = 2 * width * (tokens + 3 * patch_size**2 + 2 * layers * width * (2 + mlp_ratio) + encoder_channels + latent_channels)
+        weights += head_width * (width + 3 * patch_size**2)
+        check_cost("VisionTransformer", 2 * layers, weights, encoder_channels=encoder_channels, latent_channels=latent_channels, **sizes)
         if heads < 1 or width % heads:
             raise UserError(f"VisionTransformer: width {width} is not a multiple of heads {heads}: change either so that it is")
         check_multiple(image_size, image_size, patch_size)

@@ -40,7 +40,7 @@ from gq_lightning.data import ImageDataModule
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation.summary import Format, render, summarize
 from gq_lightning.files import RunFolder, write_whole
-from gq_lightning.lightning_internals import MisconfigurationException, ProgressBar
+from gq_lightning.lightning_internals import MisconfigurationException, OwnOptions, ProgressBar, explain_restoring
 from gq_lightning.training.module import TokenizerTraining
 
 
@@ -58,7 +58,7 @@ class SaveConfig(SaveConfigCallback):
         write_whole(RunFolder(trainer.default_root_dir).config, text.encode())
 
 
-class CommandLine(LightningCLI):
+class CommandLine(OwnOptions):
     """`fit`, `validate`, `test` and `predict` of a TokenizerTraining on an ImageDataModule."""
 
     def __init__(self, args: list[str], run: bool = True) -> None:
@@ -156,6 +156,7 @@ class CommandLine(LightningCLI):
         extra = self._get(self.config_init, "trainer.callbacks") or []
         kwargs["callbacks"] = [*callbacks, *(extra if isinstance(extra, list) else [extra])]
         trainer = super().instantiate_trainer(**kwargs)
+        explain_restoring(trainer)
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
 

@@ -1,6 +1,7 @@
-"""Where the package keeps files of its own, and how a file is written: whole, or not at all."""
+"""Where the package keeps files of its own, and how files are read and written."""
 
+from gq_lightning.files.opening import open_regular, parse_json
 from gq_lightning.files.run_folder import RunFolder
-from gq_lightning.files.whole import Draft, cache_folder, whole_file, write_whole
+from gq_lightning.files.whole import Draft, cache_folder, one_writer, whole_file, write_whole
 
-__all__ = ["Draft", "RunFolder", "cache_folder", "whole_file", "write_whole"]
+__all__ = ["Draft", "RunFolder", "cache_folder", "one_writer", "open_regular", "parse_json", "whole_file", "write_whole"]

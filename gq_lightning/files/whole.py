@@ -70,10 +70,10 @@ class Draft:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def place(self) -> None:
-        """Gives it its name, completed. Raises OSError."""
+    def place(self, name: str | None = None) -> None:
+        """Gives it its name, or another one beside, completed. Raises OSError."""
         self.complete()
-        os.replace(self.file.name, self.path)
+        os.replace(self.file.name, self.path.with_name(name) if name else self.path)
         self.file.close()
         with suppress(OSError):  # the new name, too, is to survive a power failure; not every file system can do that
             folder = os.open(self.path.parent, os.O_RDONLY)
@@ -95,6 +95,21 @@ class Draft:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.discard()
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Waits until no other one is within this block for the same folder, where the file system has locks. Raises OSError."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def lock(file: IO) -> bool:

@@ -17,13 +17,14 @@ from typing import Any, Literal
 import torch
 import yaml
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from gq_lightning.backbones import Backbone, UNet, VisionTransformer
 from gq_lightning.construction import build, public_path
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers import GaussianQuantizer
 from gq_lightning.tokenizer import ImageTokenizer
+from gq_lightning.tokenizer.checkpoint_file import read_checkpoint
+from gq_lightning.tokenizer.pretrained import FLOATS
 
 logger = logging.getLogger("gq_lightning.importers.authors")
 
@@ -35,8 +36,6 @@ FIRST_LAYERS: dict[Architecture, str] = {"unet": "decoder.conv_in.weight", "vit"
 # A training that aligns the latents with a foundation model's features (checkpoints named `_vf`) also saves that model and the layer
 # that maps between the two. Encoding and decoding use neither.
 ALIGNMENT = ("foundation_model.", "linear_proj.")
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Our names -> theirs, applied in order; `decoder.up` counts from fine to coarse, see `their_name`
 RENAMINGS: dict[Architecture, tuple[tuple[str, str], ...]] = {
@@ -130,8 +129,8 @@ def _check(tensor: Tensor | None, shape: torch.Size, where: str, architecture: A
         raise UserError(f"{where} is missing: {fix}")
     if tensor.shape != shape:
         raise UserError(f"{where} has shape {tuple(tensor.shape)}, not {tuple(shape)}: {fix}")
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in FLOATS:
-        raise UserError(f"{where} is {tensor.dtype}, {tensor.layout}, on {tensor.device}: save it as a plain float32 tensor")
+    if tensor.dtype not in FLOATS:
+        raise UserError(f"{where} is {tensor.dtype}: save it as a plain float32 tensor")
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{where} holds values that are not finite: the training diverged or the file is damaged; give another checkpoint")
 
@@ -231,28 +230,26 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     torch's own restricted unpickler reads the file. Classes that it does not know become inert placeholders where they are
     among the harmless ones, and otherwise the file is refused.
     """
-    trusted = "where you trust the file, save {'state_dict': torch.load(...)['state_dict']} to a new file"
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such checkpoint; give the Lightning file (.ckpt) of the authors' code")
+
+    def placeholders(names: list[str]) -> list[Any]:
+        if refused := [name for name in names if not HARMLESS.fullmatch(name)]:
+            raise UserError(
+                f"{path}: refused, since it would call {', '.join(map(repr, refused[:3]))}: where you trust the file, save"
+                " {'state_dict': torch.load(...)['state_dict']} to a new file"
+            )
+        return [(InertDict if DICTS.fullmatch(name) else Inert, name) for name in names]
+
     try:
-        classes = sorted(get_unsafe_globals_in_checkpoint(str(path)))
-        refused = [name for name in classes if not HARMLESS.fullmatch(name)]
-        if refused:
-            raise UserError(f"{path}: refused, since it would call {', '.join(map(repr, refused[:3]))}: {trusted}")
-        with safe_globals([(InertDict if DICTS.fullmatch(name) else Inert, name) for name in classes]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UserError:
-        raise
-    except Exception as error:  # torch raises what pickle, zipfile and its own reader raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path}: damaged, or not a checkpoint ({reason}): copy it again; {trusted}") from error
+        checkpoint = read_checkpoint(path, mmap=True, placeholders=placeholders)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint; give the Lightning file (.ckpt) of the authors' code") from error
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not state:
         raise UserError(f"{path}: no state_dict in it: give the Lightning file (.ckpt) of the authors' code")
     if "tokenizer" in checkpoint and any(str(name).startswith("backbone.") for name in state):
         raise UserError(f"{path}: a checkpoint of this package, not of the authors' code: use `python -m gq_lightning convert`")
     for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_nested:
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(f"{path}: state_dict entry {str(name)[:80]!r} is a {type(tensor).__name__}, not a tensor: save tensors alone")
         if not name.startswith(("encoder.", "decoder.", "loss.", *ALIGNMENT)):
             raise UserError(

@@ -21,6 +21,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.quantizers.tdc import TargetDivergence
 
 PenaltyReduction = Literal["element_mean", "image_sum"]
+INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,10 @@ class Quantizer(Recorded, nn.Module, ABC):
 
     @abstractmethod
     def detokenize(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., tokens_per_position) to latents (..., latent_channels), float32.
+        """Tokens (..., tokens_per_position) of any integer type to latents (..., latent_channels), float32.
 
         Raises:
-            UserError: a token is not in [0, codebook_size), or the last axis has the wrong length.
+            UserError: a token is not in [0, codebook_size), or the last axis has the wrong length; see `check_tokens`.
         """
 
 
@@ -167,13 +168,20 @@ def reduced(mean: Tensor, elements: int, features: Tensor, reduction: PenaltyRed
     return mean if reduction == "element_mean" else mean * (math.prod(features.shape[1:-1]) * elements)
 
 
-def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -> None:
-    """Raises UserError unless `tokens` (..., tokens_per_position) are integers in [0, codebook_size)."""
-    if tokens.is_floating_point() or tokens.is_complex():
+def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -> Tensor:
+    """Tokens (..., tokens_per_position) of any integer type, as int64.
+
+    Raises:
+        UserError: they are no integers, or not in [0, codebook_size), or the last axis has another length.
+    """
+    if tokens.dtype not in INTEGERS:
         raise UserError(f"tokens are {tokens.dtype}: give integers (int64)")
     if tokens.ndim == 0 or tokens.shape[-1] != tokens_per_position:
         raise UserError(f"tokens of shape {tuple(tokens.shape)}: the last axis must have {tokens_per_position} tokens per position")
+    # from 2^63 on, those of uint64 become negative
+    tokens = tokens.long()
     if tokens.numel() and not tokens.is_meta:
         lowest, highest = (int(value) for value in tokens.aminmax())
         if lowest < 0 or highest >= codebook_size:
             raise UserError(f"tokens from {lowest} to {highest} are out of range: this codebook has tokens from 0 to {codebook_size - 1}")
+    return tokens

@@ -96,7 +96,7 @@ class BinarySphericalQuantizer(Quantizer):
         return pack(checked(features, self.encoder_channels), self.tokens_per_position)
 
     def detokenize(self, tokens: Tensor) -> Tensor:
-        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
         return self.scale * unpack(tokens, self.latent_channels // self.tokens_per_position)
 
     def extra_repr(self) -> str:

@@ -15,6 +15,7 @@ from torch.quasirandom import SobolEngine
 
 from gq_lightning.errors import UserError
 
+MOST_VALUES = 2**27
 Generator = Literal["iid", "sobol", "quantile"]
 
 
@@ -33,8 +34,7 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
     Raises:
         UserError: an unknown generator, or a size or dimension that it cannot give.
     """
-    if size < 2 or dimensions < 1:
-        raise UserError(f"codebook_size must be at least 2 and the group size at least 1, not {size} and {dimensions}")
+    check_codebook(size, dimensions)
     if generator == "iid":
         # numpy guarantees RandomState's stream for all versions to come (NEP 19); torch guarantees none
         return torch.from_numpy(np.random.RandomState(seed).standard_normal((size, dimensions)).astype(np.float32))
@@ -48,6 +48,14 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
         centres = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) / size
         return torch.special.ndtri(centres).float().unsqueeze(1)
     raise UserError(f"codebook: {generator!r} is none of 'iid', 'sobol' and 'quantile'")
+
+
+def check_codebook(size: int, dimensions: int) -> None:
+    """Raises UserError unless there are 2 codewords or more, of one value or more, and 2^27 values at most (0.5 GB, seconds to draw)."""
+    if size < 2 or dimensions < 1:
+        raise UserError(f"codebook_size must be at least 2 and the group size at least 1, not {size} and {dimensions}")
+    if size * dimensions > MOST_VALUES:
+        raise UserError(f"codebook_size: {size} codewords of {dimensions} are more than 2^27 values: use a smaller codebook")
 
 
 def _sobol(size: int, dimensions: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -42,6 +42,8 @@ class FiniteScalarQuantizer(Quantizer):
 
         super().__init__()
         levels = list(levels)
+        if len(levels) > 20:
+            raise UserError(f"levels: {len(levels)} channels make more than 2^20 codewords: use fewer, and more tokens per position")
         if not levels or any(not isinstance(level, int) or not 2 <= level <= MOST_LEVELS for level in levels):
             raise UserError(f"levels: {levels} must be whole numbers from 2 to {MOST_LEVELS}, at least one")
         self.codebook_size = math.prod(levels)
@@ -68,7 +70,7 @@ class FiniteScalarQuantizer(Quantizer):
         return self.grid.codes_to_indices(points).long()
 
     def detokenize(self, tokens: Tensor) -> Tensor:
-        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
         # flat, because the library takes more axes for an image and moves the last one
         return self.grid.indices_to_codes(tokens.flatten()).flip(-1).view(*tokens.shape[:-1], self.latent_channels)
 

@@ -81,6 +81,8 @@ class GaussianQuantizer(PosteriorQuantizer):
             raise UserError(f"layout: {layout!r} is neither 'contiguous' nor 'strided'")
         if not 0 <= prior_weight <= 1:
             raise UserError(f"prior_weight: {prior_weight} is not in [0, 1]")
+        if not math.isfinite(penalty_weight) or not math.isfinite(initial_log_variance or 0.0):
+            raise UserError(f"penalty_weight {penalty_weight} and initial_log_variance {initial_log_variance} must be finite")
         tokens, bits = tokens_of_rate(bits_per_position, codebook_size)
         if latent_channels is None:
             latent_channels = tokens * max(1, round(bits / BITS_PER_CHANNEL))
@@ -126,7 +128,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         return tokens.view(mean.shape[:-1])
 
     def detokenize(self, tokens: Tensor) -> Tensor:
-        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
         return self.ungroup(self.codewords[tokens])
 
     def posterior(self, features: Tensor) -> Posterior:

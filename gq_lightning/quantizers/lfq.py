@@ -90,7 +90,7 @@ class LookupFreeQuantizer(Quantizer):
         return pack(checked(features, self.encoder_channels), self.tokens_per_position)
 
     def detokenize(self, tokens: Tensor) -> Tensor:
-        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
         return unpack(tokens, self.latent_channels // self.tokens_per_position)
 
     def extra_repr(self) -> str:

@@ -62,8 +62,8 @@ def pack(values: Tensor, tokens: int) -> Tensor:
 
 
 def unpack(tokens: Tensor, bits: int) -> Tensor:
-    """Tokens (..., n) of `bits` bits to signs -1 and +1 (..., n * bits), float32; the inverse of `pack`."""
-    return (((tokens.long()[..., None] >> _places(bits, tokens.device)) & 1) * 2 - 1).flatten(-2).float()
+    """Tokens (..., n) of `bits` bits, int64, to signs -1 and +1 (..., n * bits), float32; the inverse of `pack`."""
+    return (((tokens[..., None] >> _places(bits, tokens.device)) & 1) * 2 - 1).flatten(-2).float()
 
 
 def _places(bits: int, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gq_lightning.distributed import is_distributed, rows_of_all_ranks
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import PenaltyReduction, Quantized, Quantizer, check_reduction, check_tokens, reduced, tokens_of_rate
+from gq_lightning.quantizers.codebook import check_codebook
 from gq_lightning.quantizers.search import best_codewords
 
 USAGE_DECAY = 0.99
@@ -80,8 +81,7 @@ class VectorQuantizer(Quantizer):
         dead_code_threshold: float | None = None,
     ) -> None:
         super().__init__()
-        if codebook_size < 2 or group_size < 1:
-            raise UserError(f"codebook_size must be at least 2 and group_size at least 1, not {codebook_size} and {group_size}")
+        check_codebook(codebook_size, group_size)
         if not commitment >= 0 or not codebook_weight > 0:
             raise UserError(f"commitment must be >= 0 and codebook_weight > 0, not {commitment} and {codebook_weight}")
         if ema_decay is not None and not 0 < ema_decay < 1:
@@ -131,8 +131,8 @@ class VectorQuantizer(Quantizer):
         return self._nearest(self.group(features))
 
     def detokenize(self, tokens: Tensor) -> Tensor:
-        check_tokens(tokens, self.codebook_size, self.tokens_per_position)
-        return F.embedding(tokens.long(), self.codebook.detach()).flatten(-2)
+        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        return F.embedding(tokens, self.codebook.detach()).flatten(-2)
 
     def group(self, features: Tensor) -> Tensor:
         """(..., encoder_channels) to (..., tokens_per_position, group_size), float32 whatever the precision of the encoder."""

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import torch
-
 from gq_lightning.construction import build
 from gq_lightning.errors import UserError
 from gq_lightning.files import RunFolder
 from gq_lightning.quantizers.base import Quantizer
+from gq_lightning.tokenizer.checkpoint_file import read_checkpoint
 from gq_lightning.tokenizer.module import ImageTokenizer
 
 # of its state within that of the training
@@ -26,17 +25,17 @@ def load_checkpoint(path: Path) -> ImageTokenizer:
         if not existing:
             raise UserError(f"{path}: no checkpoints/*.ckpt in this folder; give a run's folder or a checkpoint")
         path = existing[0]
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        description, state = checkpoint["tokenizer"], checkpoint["state_dict"]
+        checkpoint = read_checkpoint(path, mmap=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
+    try:
+        description = checkpoint["tokenizer"]
         recipe = description["init_args"]["quantizer"]
-    except Exception as error:  # torch raises what pickle, zipfile and its own reader raise
-        raise UserError(
-            f"{path}: damaged, or not a checkpoint of gq_lightning ({type(error).__name__}): give one that fit wrote"
-        ) from error
-    state = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+        # copied from the mapped file, which may be written over later
+        state = {name.removeprefix(PREFIX): value.clone() for name, value in checkpoint["state_dict"].items() if name.startswith(PREFIX)}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a checkpoint of gq_lightning (no {error}): give one that fit wrote") from error
     if (name := "quantizer.codebook_fingerprint") in state:
         # a conversion draws the codebook anew from its recipe; no token depends on the one that the training had
         state[name] = build(Quantizer, recipe, str(path)).state_dict()["codebook_fingerprint"]  # type: ignore[type-abstract]

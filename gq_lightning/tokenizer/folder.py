@@ -1,12 +1,14 @@
 """A tokenizer as a folder, in huggingface_hub's conventions: config.json (how to build it), model.safetensors (its weights).
 
-config.json pins the SHA-256 of model.safetensors, and the weights carry the fingerprint of the codebook. A folder with a changed or
-damaged part is refused, since it would silently decode tokens to something else.
+config.json pins the SHA-256 of model.safetensors and records what follows from both, the weights carry the fingerprint of the codebook. A
+folder with a changed or damaged part is refused, since it would silently decode tokens to something else.
 """
 
 import hashlib
 import json
-from contextlib import ExitStack
+import os
+import re
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +17,32 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.files import Draft
+from gq_lightning.files import Draft, one_writer, open_regular, parse_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 2
+WRITTEN = "a tokenizer's folder is written by fit or by `python -m gq_lightning convert`"
+BESIDE = re.compile(r"model-[0-9a-f]{64}\.safetensors")
 
 
 def write_folder(folder: str | Path, description: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Writes the folder. All files are complete under temporary names before the first one is put in place.
+    """Writes the folder, or writes over one. A process killed meanwhile leaves the tokenizer that was there, or this one, whole.
+
+    config.json decides which it is, since it names the content of its weights. Until it is in place, they lie beside those that were there.
 
     Args:
         folder: made if missing.
-        description: of the tokenizer, see `construction.describe`.
+        description: of the tokenizer.
         state: its state_dict.
-        facts: further entries of config.json, for people to read.
+        facts: further entries of config.json, see `Pretrained.facts`.
+
+    Raises:
+        UserError: it cannot be written.
     """
     folder = Path(folder)
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
-    config = {
-        "format": FORMAT,
-        "tokenizer": description,
-        "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()},
-        **facts,
-    }
+    digest = hashlib.sha256(weights).hexdigest()
+    config = {"format": FORMAT, "tokenizer": description, "weights": {"file": WEIGHTS, "sha256": digest}, **facts}
     card = (
         "---\nlibrary_name: gq_lightning\ntags: [image-tokenizer, vector-quantization, gaussian-quant]\n---\n\n# Image tokenizer\n\n"
         "```python\nfrom gq_lightning import ImageTokenizer\n\ntokenizer = ImageTokenizer.from_pretrained(...)\n"
@@ -45,48 +50,85 @@ def write_folder(folder: str | Path, description: dict[str, Any], state: dict[st
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        contents = {WEIGHTS: weights, CARD: card.encode(), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
-        with ExitStack() as stack:
-            drafts = [stack.enter_context(Draft(folder / name)) for name in contents]
-            for draft, content in zip(drafts, contents.values(), strict=True):
-                draft.file.write(content)
-                draft.complete()
-            for draft in drafts:
-                draft.place()
+        with one_writer(folder):
+            contents = {WEIGHTS: weights, CARD: card.encode(), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
+            with ExitStack() as stack:
+                drafts = [stack.enter_context(Draft(folder / name)) for name in contents]
+                for draft, content in zip(drafts, contents.values(), strict=True):
+                    draft.file.write(content)
+                    draft.complete()
+                for draft in drafts:
+                    draft.place(_beside(digest) if draft.path.name == WEIGHTS else None)
+            os.replace(folder / _beside(digest), folder / WEIGHTS)
+            for left in folder.iterdir():  # by one that was killed here
+                if BESIDE.fullmatch(left.name):
+                    left.unlink()
     except OSError as error:
         raise UserError(
-            f"{folder}: the tokenizer cannot be written there ({error.strerror}); what was there before is unchanged"
+            f"{folder}: the tokenizer cannot be written there ({error.strerror}): make room, or choose another folder; one that was there"
+            " can still be loaded"
         ) from error
 
 
-def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """The description, the verified state_dict and the recorded fingerprint of a tokenizer's folder.
+def _beside(digest: str) -> str:
+    return f"model-{digest}.safetensors"
+
+
+def read_folder(folder: str | Path) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+    """The description, the verified state_dict and all of config.json of a tokenizer's folder.
 
     Raises:
         UserError: a file is missing, damaged, or of another format.
     """
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name} there; a tokenizer's folder is written by fit or by `python -m gq_lightning convert`")
+    config = _read_config(folder)
+    expected, actual = config["weights"]["sha256"], ""
+    # those beside first: where one who writes over the folder now gives them their name meanwhile, they are found all the same
+    for name in (_beside(expected), WEIGHTS):
+        with suppress(FileNotFoundError):
+            weights = _content(folder / name)
+            actual = hashlib.sha256(weights).hexdigest()
+            if actual == expected:
+                try:
+                    return config["tokenizer"], load(weights), config
+                except (SafetensorError, ValueError, KeyError) as error:
+                    raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error}): copy it again") from error
+    if not actual:
+        raise UserError(f"{folder}: no {WEIGHTS} there; {WRITTEN}")
+    if _read_config(folder) != config:  # written over meanwhile
+        return read_folder(folder)
+    raise UserError(
+        f"{folder / WEIGHTS}: SHA-256 {actual[:16]}… is not the {expected[:16]}… of {CONFIG}: damaged or changed; copy it again"
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = parse_json(_content(path))
         if (version := config["format"]) != FORMAT:
             cure = "install the version of gq_lightning that wrote it, or train again"
-            raise UserError(f"{folder / CONFIG}: format {version!r} is not {FORMAT}: {cure}")
-        description, expected, fingerprint = config["tokenizer"], config["weights"]["sha256"], config["fingerprint"]
+            raise UserError(f"{path}: format {version!r:.40} is not {FORMAT}: {cure}")
+        if not re.fullmatch("[0-9a-f]{64}", config["weights"]["sha256"]):
+            raise ValueError("weights.sha256 is none")
+        for name in ("tokenizer", "fingerprint"):
+            config[name]
+        return config
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no {CONFIG} there; {WRITTEN}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG}: not a tokenizer's config ({type(error).__name__}: {error}); restore the file") from error
-    weights = (folder / WEIGHTS).read_bytes()
-    actual = hashlib.sha256(weights).hexdigest()
-    if actual != expected:
-        raise UserError(
-            f"{folder / WEIGHTS}: SHA-256 {actual[:16]}… is not the {str(expected)[:16]}… of {CONFIG}: damaged or changed; copy it again"
-        )
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise UserError(f"{path}: not a tokenizer's config ({reason}); restore the file") from error
+
+
+def _content(path: Path) -> bytes:
     try:
-        return description, load(weights), str(fingerprint)
-    except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error})") from error
+        with open_regular(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def locate(name: str | Path, **download: Any) -> Path:

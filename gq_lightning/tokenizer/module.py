@@ -8,6 +8,7 @@
 It knows contracts alone, no backbone or quantizer by name, and nothing of training.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,11 @@ from torch import Tensor
 from gq_lightning.backbones.base import Backbone, check_multiple
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
-from gq_lightning.tokenizer.pretrained import Pretrained
+from gq_lightning.tokenizer.pretrained import FLOATS, Pretrained
 from gq_lightning.tokenizer.windows import see_in_windows
+
+# beyond [-1, 1], for what resizing in half precision leaves
+ROUNDING = 0.01
 
 
 @dataclass(frozen=True)
@@ -67,27 +71,37 @@ class ImageTokenizer(Pretrained):
             tile: side of the largest square seen at once, in pixels, a multiple of `downsampling`.
 
         Raises:
-            UserError: the shape does not fit.
+            UserError: the shape does not fit, a value lies outside [-1, 1] by more than rounding, or the encoder gives values that are not
+                finite.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise UserError(f"images must be floating point (B, 3, H, W) in [-1, 1], not {images.dtype} {tuple(images.shape)}")
+        lowest, highest = check_images(images)
+        if lowest >= 0 and highest > 0:
+            warnings.warn("images hold nothing below 0: where they are in [0, 1], give images * 2 - 1", stacklevel=2)
         check_multiple(images.shape[2], images.shape[3], self.downsampling)
         if deterministic and len(images) > 1:
             return torch.cat([self.encode(image, tile=tile) for image in images.split(1)])
         features = see_in_windows(self.backbone.encode, images.to(self.device, self.dtype), self.downsampling, 1, self.window, tile)
+        self._check_finite(features, "features")
         return self.quantizer.tokenize(features.movedim(1, -1))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, tile: int | None = None) -> Tensor:
-        """Tokens (B, h, w, n) int64 to images (B, 3, h * downsampling, w * downsampling) in [-1, 1]; `tile` as in `encode`."""
+        """Tokens (B, h, w, n), of any integer type, to images (B, 3, h * downsampling, w * downsampling) in [-1, 1]; `tile` as in `encode`.
+
+        Raises:
+            UserError: the tokens are none of this tokenizer, or the decoder gives values that are not finite.
+        """
         if tokens.ndim != 4:
             raise UserError(f"tokens must be (B, h, w, {self.tokens_per_position}), not {tuple(tokens.shape)}")
         latents = self.quantizer.detokenize(tokens.to(self.device)).movedim(-1, 1).to(self.dtype)
-        return see_in_windows(self.backbone.decode, latents, 1, self.downsampling, self.window, tile).clamp(-1, 1)
+        images = see_in_windows(self.backbone.decode, latents, 1, self.downsampling, self.window, tile)
+        self._check_finite(images, "images")
+        return images.clamp(-1, 1)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Reconstruction:
         """Images (B, 3, H, W) in [-1, 1], of a size that the backbone sees at once, through tokens and through the posterior mean."""
+        check_images(images)
         features = self.backbone.encode(images.to(self.device, self.dtype)).movedim(1, -1)
         tokens = self.quantizer.tokenize(features)
         gaussian = bits = None
@@ -96,6 +110,11 @@ class ImageTokenizer(Pretrained):
             gaussian = self.backbone.decode(posterior.mean.movedim(-1, 1).to(self.dtype)).float().clamp(-1, 1)
             bits = posterior.bits
         return Reconstruction(tokens, self.decode(tokens).float(), gaussian, bits)
+
+    def _check_finite(self, values: Tensor, what: str) -> None:
+        if not values.is_meta and not bool(values.isfinite().all()):
+            cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "its weights are damaged, or the training diverged"
+            raise UserError(f"the tokenizer gives {what} that are not finite: {cure}")
 
     @property
     def device(self) -> torch.device:
@@ -140,3 +159,20 @@ class ImageTokenizer(Pretrained):
     def freeze_encoder(self) -> None:
         """From here on the encoder, and with it every token, stays as it is."""
         self.backbone.encoder.requires_grad_(False).eval()
+
+
+def check_images(images: Tensor) -> tuple[float, float]:
+    """The least and the largest value of images.
+
+    Raises:
+        UserError: they are not floating point (B, 3, H, W), or hold a value outside [-1, 1] by more than rounding, or NaN.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in FLOATS:
+        raise UserError(f"images must be floating point (B, 3, H, W) in [-1, 1], not {images.dtype} {tuple(images.shape)}")
+    if images.is_meta or not images.numel():
+        return -1.0, 1.0
+    lowest, highest = (float(value) for value in images.aminmax())
+    if not (lowest >= -1 - ROUNDING and highest <= 1 + ROUNDING):
+        hint = "they seem to be in [0, 255]: give images / 127.5 - 1" if 0 <= lowest <= highest <= 255 else "bring them there first"
+        raise UserError(f"images must be in [-1, 1], not from {lowest:g} to {highest:g}: {hint}")
+    return lowest, highest

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,9 @@ from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer import folder as files
 
+CLASS_PATH = "gq_lightning.ImageTokenizer"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class Pretrained(nn.Module):
     """Mixin of a module with a backbone and a quantizer: both together are all that a user of its tokens needs."""
@@ -25,7 +29,7 @@ class Pretrained(nn.Module):
     def description(self) -> dict[str, Any]:
         """What `construction.build` needs to make this tokenizer again, without what only training needs."""
         parts = {name: describe(getattr(self, name)) for name in ("backbone", "quantizer")}
-        return {"class_path": "gq_lightning.ImageTokenizer", "init_args": parts}
+        return {"class_path": CLASS_PATH, "init_args": parts}
 
     @property
     def fingerprint(self) -> str:
@@ -40,8 +44,8 @@ class Pretrained(nn.Module):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors, from which `from_pretrained` makes an equal tokenizer."""
+    def facts(self) -> dict[str, Any]:
+        """What config.json says of the tokenizer beside its description. All of it follows from description and weights."""
         facts = {
             "bits_per_pixel": self.quantizer.bits_per_position / self.backbone.downsampling**2,
             "codebook_size": self.quantizer.codebook_size,
@@ -51,7 +55,11 @@ class Pretrained(nn.Module):
         }
         if isinstance(codebook := getattr(self.quantizer, "codebook_fingerprint", None), Tensor):
             facts["codebook"] = {"recipe": self.quantizer.recipe, "sha256": bytes(codebook.tolist()).hex()}
-        files.write_folder(folder, self.description(), self.state_dict(), facts)
+        return facts
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, from which `from_pretrained` makes an equal tokenizer."""
+        files.write_folder(folder, self.description(), self.state_dict(), self.facts())
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **download: Any) -> Self:
@@ -68,27 +76,54 @@ class Pretrained(nn.Module):
         description, state, recorded = files.read_folder(folder)
         source = str(folder / files.CONFIG)
         tokenizer = cls.from_description(description, state, source)
-        if (fingerprint := tokenizer.fingerprint) != recorded:
-            raise UserError(
-                f"{source}: fingerprint {recorded[:16]}… was recorded, but what it describes has {fingerprint[:16]}…: it was changed or is"
-                " damaged; copy it again, or change a tokenizer in Python and save it"
-            )
+        for fact, value in tokenizer.facts().items():
+            if (given := recorded.get(fact, value)) != value:
+                raise UserError(
+                    f"{source}: {fact} {given!r:.80} was recorded, but what it describes has {value!r:.80}: it was changed or is damaged;"
+                    " copy it again, or change a tokenizer in Python and save it"
+                )
         return tokenizer
 
     @classmethod
-    def from_description(cls, description: dict[str, Any], state: Mapping[str, Tensor], source: str) -> Self:
-        """A tokenizer from what `description` gave and its weights; `source` is the file named in errors."""
-        tokenizer = build(cls, description, source)
+    def from_description(cls, description: Any, state: Mapping[str, Tensor], source: str) -> Self:
+        """A tokenizer from what `description` gave and its weights, whose floating-point type it has; `source` is the file named in errors.
+
+        The backbone, where it is one of this package, is built without memory for its weights: they are those of the file, so that a
+        description costs no more than the file that it came with.
+        """
+        fields = description if isinstance(description, dict) else {}
+        parts = fields.get("init_args")
+        if fields.get("class_path") != CLASS_PATH or not isinstance(parts, dict) or parts.keys() != {"backbone", "quantizer"}:
+            raise UserError(f"{source}: describes no tokenizer, a {CLASS_PATH} of backbone and quantizer: restore the file")
+        with torch.device("meta") if _is_of_this_package(parts["backbone"]) else nullcontext():
+            backbone = build(Backbone, parts["backbone"], source)  # type: ignore[type-abstract]
         try:
-            tokenizer.load_state_dict(state)
+            tokenizer = cls(backbone, build(Quantizer, parts["quantizer"], source))  # type: ignore[type-abstract]
+            _check_weights(state, tokenizer.quantizer.state_dict())
+            tokenizer.load_state_dict(state, assign=True)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise UserError(f"{source}: its weights do not fit the tokenizer it describes: {' '.join(lines[1:2])}") from error
+            raise UserError(f"{source}: its weights do not fit the tokenizer it describes: {' '.join(lines[1:2])[:300]}") from error
         except UserError as error:
-            raise UserError(f"{source}: {error}") from error
+            raise UserError(f"{source}: {str(error).removeprefix(f'{source}: ')}") from error
         return tokenizer.eval().requires_grad_(False)
 
     def push_to_hub(self, repository: str, folder: str | Path, token: str | None = None, private: bool | None = None) -> str:
         """Saves to `folder` and uploads it as `owner/repository`; returns the commit's address."""
         self.save_pretrained(folder)
         return files.upload(folder, repository, token, private)
+
+
+def _is_of_this_package(description: Any) -> bool:
+    return isinstance(description, dict) and str(description.get("class_path")).startswith("gq_lightning.")
+
+
+def _check_weights(state: Mapping[str, Tensor], quantizer: Mapping[str, Tensor]) -> None:
+    """Raises UserError unless the weights of a file are finite, the backbone's of one floating-point type, the quantizer's of their own."""
+    dtype = next((tensor.dtype for name, tensor in state.items() if name.startswith("backbone.") and tensor.dtype in FLOATS), None)
+    for name, tensor in state.items():
+        wanted = quantizer.get(name.removeprefix("quantizer."), tensor).dtype if name.startswith("quantizer.") else dtype
+        if tensor.dtype != wanted and (tensor.dtype.is_floating_point or name.startswith("quantizer.")):
+            raise UserError(f"{name} is {tensor.dtype}, not {wanted}: save the tokenizer again, its backbone in one type")
+        if tensor.dtype.is_floating_point and not bool(tensor.isfinite().all()):
+            raise UserError(f"{name} holds values that are not finite: the training diverged or the file is damaged; take another")

@@ -6,6 +6,7 @@ NAME.tokens.safetensors --read_tokens--> TokenFile --tokenizer.decode, crop--> p
 
 import io
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -118,7 +119,10 @@ def encode_pictures(
                 raise
             broken.append(str(error))
             continue
-        tokens = tokenizer.encode(image[None], deterministic=deterministic, tile=tile)[0].cpu()
+        with warnings.catch_warnings():
+            # a bright picture is what it is
+            warnings.filterwarnings("ignore", message="images hold nothing below 0")
+            tokens = tokenizer.encode(image[None], deterministic=deterministic, tile=tile)[0].cpu()
         token_file = TokenFile(tokens, height, width, done, fingerprint, tokenizer.codebook_size, tokenizer.downsampling)
         write_tokens(target, token_file)
         written.append(target)

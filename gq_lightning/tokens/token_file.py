@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.files import write_whole
+from gq_lightning.files import open_regular, parse_json, write_whole
 
 SUFFIX = ".tokens.safetensors"
 _METADATA = "gq_lightning.tokens"
@@ -75,18 +75,19 @@ class TokenFile:
         return self.bits / (self.height * self.width)
 
 
-def write_tokens(path: Path, token_file: TokenFile) -> None:
+def write_tokens(path: str | Path, token_file: TokenFile) -> None:
     """Writes a token file. Equal tokens give equal bytes. Raises UserError where it cannot."""
     dtype = next(dtype for dtype, most in _DTYPES.items() if token_file.codebook_size <= most)
     tokens = token_file.tokens.cpu().to(dtype).contiguous()
     header = {"version": 1} | {name: getattr(token_file, name) for name in _HEADER}
     header["checksum"] = _checksum(header, tokens)
-    write_whole(path, save({"tokens": tokens}, {_METADATA: json.dumps(header, sort_keys=True)}))
+    write_whole(Path(path), save({"tokens": tokens}, {_METADATA: json.dumps(header, sort_keys=True)}))
 
 
-def read_tokens(path: Path) -> TokenFile:
+def read_tokens(path: str | Path) -> TokenFile:
     """Reads a token file and checks every field. Raises UserError for a damaged or foreign file."""
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_METADATA)
             if text is None or list(file.keys()) != ["tokens"]:
@@ -94,7 +95,7 @@ def read_tokens(path: Path) -> TokenFile:
             if math.prod(file.get_slice("tokens").get_shape()) > _MOST_TOKENS:
                 raise UserError(f"more than {_MOST_TOKENS} tokens")
             tokens = file.get_tensor("tokens")
-        header = json.loads(text)
+        header = parse_json(text)
         if not isinstance(header, dict) or set(header) != {*_HEADER, "version", "checksum"} or tokens.dtype not in _DTYPES:
             raise UserError("not a token file of this version")
         if header.pop("checksum") != _checksum(header, tokens):
@@ -104,7 +105,7 @@ def read_tokens(path: Path) -> TokenFile:
         return TokenFile(tokens.to(torch.int64), **header)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file: name a file that ends with {SUFFIX}") from error
-    except (UserError, SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (UserError, SafetensorError, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged, or not a token file ({reason}): encode the picture again") from error
 

@@ -20,7 +20,7 @@ from gq_lightning.quantizers import (
     TokenBridge,
     VectorQuantizer,
 )
-from gq_lightning.quantizers.base import PosteriorQuantizer
+from gq_lightning.quantizers.base import INTEGERS, PosteriorQuantizer
 
 # constructor, arguments, tokens of one position at 16, 32 and 64 bits, codebook size at the same rates
 METHODS: dict[str, tuple[type[Quantizer], dict[str, Any], tuple[int, int, int], tuple[int, int, int]]] = {
@@ -202,3 +202,16 @@ def test_wrong_features_and_rates(method: str) -> None:
         quantizer(torch.zeros(2, quantizer.encoder_channels + 1))
     with pytest.raises(UserError, match="bits_per_position"):
         make(method, 3)
+
+
+@every
+def test_tokens_of_every_integer_type(method: str) -> None:
+    quantizer = make(method, 16)
+    tokens = quantizer.tokenize(features(quantizer, 2, 3)) % 2**7
+    latents = quantizer.detokenize(tokens)
+    for dtype in INTEGERS:
+        assert torch.equal(quantizer.detokenize(tokens.to(dtype)), latents), dtype
+    beyond = torch.full_like(tokens, -1).view(torch.uint64)
+    for wrong in (tokens.double(), tokens > 0, tokens.to(torch.complex64), beyond, -1 - tokens.to(torch.int8)):
+        with pytest.raises(UserError, match="give integers|out of range"):
+            quantizer.detokenize(wrong)

@@ -1,6 +1,5 @@
 """How a checkpoint becomes a file: whole or not at all, whenever the process is killed or the disk is full."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from lightning.fabric.plugins.io import CheckpointIO, TorchCheckpointIO
 
 from gq_lightning.errors import UserError
 from gq_lightning.files import whole_file
+from gq_lightning.tokenizer.checkpoint_file import read_checkpoint
 
 
 class CheckpointFiles(CheckpointIO):
@@ -45,16 +45,14 @@ class CheckpointFiles(CheckpointIO):
         Raises:
             UserError: the file is damaged, no checkpoint, or holds more than that. FileNotFoundError: there is none.
         """
-        try:
-            return self._io.load_checkpoint(path, map_location or (lambda storage, location: storage), weights_only is not False)
-        except FileNotFoundError:
-            raise
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-            # torch explains at length how to run what is in the file
-            reason = str(error).strip().splitlines()[0] if isinstance(error, OSError) else type(error).__name__
-            raise UserError(
-                f"{path}: damaged, no checkpoint, or with more in it than tensors and plain data ({reason}): take another"
-            ) from error
+        location = map_location or (lambda storage, location: storage)
+        if "://" in str(path):
+            return self._io.load_checkpoint(path, location, weights_only is not False)
+        return read_checkpoint(path, map_location=location, weights_only=weights_only is not False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        self._io.remove_checkpoint(path)
+        """Removes the file, if it is one. Lightning's own removes folders, too, and whatever path a checkpoint names as one of the best."""
+        if "://" in str(path):
+            self._io.remove_checkpoint(path)
+        elif ".." not in Path(path).parts and Path(path).suffix == ".ckpt" and Path(path).is_file():
+            Path(path).unlink()
