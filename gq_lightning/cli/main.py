@@ -2,7 +2,7 @@
 
 import sys
 
-from gq_lightning.errors import UserError
+from gq_lightning.errors import UserError, printable
 
 TRAINING = ("fit", "validate", "test", "predict", "summary")
 TOOLS = ("weights", "shard", "convert", "import-checkpoint", "encode", "decode", "evaluate")
@@ -46,7 +46,8 @@ def main(args: list[str] | None = None) -> int:
             raise UserError(f"{args[0]} is no command; there are {', '.join(TRAINING + TOOLS)}")
         return 0
     except (UserError, FileNotFoundError) as error:
-        # from a worker process the message is a traceback whose last line is ours
-        line = str(error).strip().splitlines()[-1]
-        print(f"error: {line.removeprefix(f'{type(error).__module__}.{type(error).__qualname__}: ')}", file=sys.stderr)
+        text = Exception.__str__(error)
+        if text.startswith("Caught "):  # from a worker process it is a traceback whose last line is ours
+            text = text.strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+        print(f"error: {printable(text)}", file=sys.stderr)
         return 2

@@ -1,6 +1,5 @@
 """A folder to shards: bytes unchanged, whole or not at all."""
 
-import json
 import logging
 import os
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from gq_lightning.cli.main import main
+from gq_lightning.data.pictures.index import unsealed
 from gq_lightning.data.shards import writing as sharding
 from gq_lightning.data.shards.module import read_shard
 from gq_lightning.data.shards.writing import write_shards
@@ -69,10 +69,10 @@ def test_the_round_trip(folder: Path, tmp_path: Path, workers: int, caplog: pyte
     assert names == sorted(f"some-{number:06d}.{kind}" for number in range(written.shards) for kind in ("tar", "json"))
     assert written.shards >= 4
     for path in out.glob("*.tar"):
-        index = json.loads(path.with_suffix(".json").read_bytes())
+        index = unsealed(path.with_suffix(".json").read_bytes())
         assert index["size"] == path.stat().st_size <= 20_000 + 10_240
         content = path.read_bytes()
-        assert all(content[start : start + size] == expected[name] for name, start, size in index["members"])
+        assert all(content[start : start + size] == expected[name] for name, _, start, size, _ in index["members"])
         # GNU tar names every file, reads to the end and finds nothing to complain of
         listed = subprocess.run(["tar", "-tf", path], check=True, capture_output=True)
         assert len(listed.stdout.splitlines()) == len(index["members"]) and not listed.stderr
