@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gq_lightning.construction import build, describe
 from gq_lightning.data.pictures.reading import WhenBroken
-from gq_lightning.errors import UserError
+from gq_lightning.errors import UserError, printable
 from gq_lightning.importers.authors import Architecture, import_checkpoint
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.quantizers.codebook import Generator
@@ -32,7 +32,7 @@ def _weights(arguments: argparse.Namespace) -> None:
         weights.fetch(name)
     for name, path, size, sha256 in weights.report():
         table.add_row(name, f"{(size or 0) / 1e6:.1f}", sha256[:16] + "…", str(path))
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False, emoji=False).print(table)
 
 
 def _shard(arguments: argparse.Namespace) -> None:
@@ -41,7 +41,7 @@ def _shard(arguments: argparse.Namespace) -> None:
     options = (arguments.split, arguments.size, arguments.broken, arguments.workers)
     written = write_shards(arguments.folder, arguments.out, *options)
     left_out = f", {len(written.left_out)} broken ones left out" if written.left_out else ""
-    print(f"{arguments.out}: {written.shards} shards of {written.pictures} pictures{left_out}")
+    print(f"{printable(arguments.out)}: {written.shards} shards of {written.pictures} pictures{left_out}")
 
 
 def _another_codebook(trained: Quantizer, changes: dict[str, Any], source: str) -> Quantizer:
@@ -107,9 +107,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     values, protocol = evaluate(tokenizer, data.test_dataloader(), rfid=not arguments.no_rfid)
     skipped: dict[str, int] = {"skipped_pictures": data.skipped} if data.skipped else {}
     write_metrics(arguments.out, values, protocol, data.protocol(), tokenizer_fingerprint=tokenizer.fingerprint, **skipped)
-    console = Console(soft_wrap=True)
-    console.print(metrics_table(values, title=f"{values['images']} images of {arguments.data}"))
-    console.print(str(arguments.out))
+    console = Console(soft_wrap=True, markup=False, emoji=False)
+    console.print(metrics_table(values, title=f"{values['images']} images of {printable(arguments.data)}"))
+    console.print(printable(arguments.out))
     if skipped:  # each has been named, in a warning
         print(f"{data.skipped} of {data.skipped + values['images']} pictures were broken and skipped", file=sys.stderr)
 

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.files import write_whole
+from gq_lightning.files import open_input, write_whole
 
 SUFFIX = ".tokens.safetensors"
 _METADATA = "gq_lightning.tokens"
@@ -87,6 +87,7 @@ def write_tokens(path: Path, token_file: TokenFile) -> None:
 def read_tokens(path: Path) -> TokenFile:
     """Reads a token file and checks every field. Raises UserError for a damaged or foreign file."""
     try:
+        open_input(path).close()
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_METADATA)
             if text is None or list(file.keys()) != ["tokens"]:

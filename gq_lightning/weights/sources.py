@@ -132,7 +132,7 @@ def _size(folder: Path) -> int:
 @contextmanager
 def _bar(title: str, size: int, progress: bool) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not progress, transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True, markup=False, emoji=False), disable=not progress, transient=True) as bar:
         task = bar.add_task(title, total=size or None)
         yield lambda amount: bar.advance(task, amount)
 

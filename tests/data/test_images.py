@@ -153,6 +153,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(path: Path, flags: int) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
+    (tmp_path / "a.png").touch()
     monkeypatch.setattr("os.open", refuse)
     with pytest.raises(BrokenImage, match=r"a\.png: no permission"):
         load_picture(tmp_path / "a.png")

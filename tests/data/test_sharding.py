@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from gq_lightning.cli.main import main
@@ -85,16 +86,35 @@ def test_broken_pictures_may_be_kept(folder: Path, tmp_path: Path, caplog: pytes
     (folder / "a" / "gone.png").symlink_to("nowhere")
     os.mkfifo(folder / "a" / "pipe.png")
     kept = write_shards(folder, tmp_path / "kept", broken="keep", workers=0)
-    assert kept.left_out == {"a/gone.png": "No such file or directory"}
+    assert kept.left_out == {"a/gone.png": "No such file or directory", "a/pipe.png": "a named pipe, a device or a socket is not read"}
     messages = [record.getMessage().partition(str(folder))[0] for record in caplog.records]
-    assert messages == ["left out a broken picture: ", "kept a broken picture: ", "kept a broken picture: ", "kept a broken picture: "]
+    assert messages == ["left out a broken picture: "] * 2 + ["kept a broken picture: "] * 2
     caplog.clear()
     unchecked = write_shards(folder, tmp_path / "unchecked", broken="unchecked", workers=0)
-    assert unchecked == kept and len(caplog.records) == 1
+    assert unchecked == kept and len(caplog.records) == 2
     assert files(tmp_path / "kept") == files(tmp_path / "unchecked")
-    pictures = unpacked(tmp_path / "kept")
-    assert pictures.pop("a/pipe.png") == b"", "nothing has waited for what comes through it"
-    assert pictures == before
+    assert unpacked(tmp_path / "kept") == before
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_webdataset_finds_one_sample_a_picture(tmp_path: Path) -> None:
+    """By its own reader, to which all files with one name up to the first dot are one sample."""
+    pictures = {}
+    for index, name in enumerate(
+        ("a.png", "a.jpg", "a.v1.png", "a.v2.png", "v.1/b.png", "v.1/b.x.y.PNG", "a.png.png", "c%2Ed.png", "c.d.png", "e\nf.png", "g/h\n/i.png")
+    ):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / "folder" / name, format="PNG")
+        pictures[name] = (tmp_path / "folder" / name).read_bytes()
+    write_shards(tmp_path / "folder", tmp_path / "out", workers=0)
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    samples = list(webdataset.WebDataset(str(shard), shardshuffle=False, empty_check=False))
+    assert sorted(read_shard(shard).names) == sorted(pictures)
+    found = [[value for key, value in sample.items() if not key.startswith("__")] for sample in samples]
+    assert sorted(found) == sorted([content] for content in pictures.values())
+    assert len({sample["__key__"] for sample in samples}) == len(pictures)
+    shard.with_suffix(".json").unlink()
+    assert sorted(read_shard(shard).names) == sorted(pictures), "without an index, too"
 
 
 @pytest.mark.parametrize("moment", ["reading", "the index", "the shard", "the disk is full"])
