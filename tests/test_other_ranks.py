@@ -21,7 +21,13 @@ from gq_lightning.data import ImageFolder
 from gq_lightning.errors import UserError
 
 COUNT = 48
-QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "log_every_n_steps": 1,
+}
 
 
 class Counting(pl.LightningModule):
@@ -36,11 +42,16 @@ class Counting(pl.LightningModule):
         self.shown[self.current_epoch] += ((batch[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
         return self.weight * batch.mean()
 
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        pass
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def train(root: Path, batch_size: int, steps: int, rank: int = 0, ranks: int = 1, resume: bool = True, **settings: Any) -> dict[int, list[int]]:
+def train(
+    root: Path, batch_size: int, steps: int, rank: int = 0, ranks: int = 1, resume: bool = True, **settings: Any
+) -> dict[int, list[int]]:
     torch.manual_seed(7)
     data = ImageFolder(str(root / "train"), str(root / "val"), crop="center", image_size=8, batch_size=batch_size, workers=0)
     trainer = pl.Trainer(
@@ -109,7 +120,9 @@ def test_one_rank_then_two_then_one_of_other_batches(root: Path) -> None:
     assert set(third[1]) == set(range(COUNT)) and set(third) == {0, 1}
 
 
-@pytest.mark.parametrize(("batch", "of_this", "of_the_next"), [(8, 32, 48), (3, 30, 48), (20, 20, 40), (30, 30, 30), (40, 0, 40), (48, 0, 48)])
+@pytest.mark.parametrize(
+    ("batch", "of_this", "of_the_next"), [(8, 32, 48), (3, 30, 48), (20, 20, 40), (30, 30, 30), (40, 0, 40), (48, 0, 48)]
+)
 def test_other_batches(root: Path, batch: int, of_this: int, of_the_next: int) -> None:
     """Behind 16 pictures, also where what is left does not make a batch, and where no such batch is through."""
     steps = 2 + of_this // batch + of_the_next // batch

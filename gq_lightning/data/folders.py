@@ -102,7 +102,7 @@ class SplitPictures(StoredPictures):
         apart, evaluated = self._apart is not None, self.evaluation_set()
         split = f"training {self.kind}" if apart else f"training share of {self.kinds}"
         chosen = np.ones(len(self.all_names()), dtype=bool) if apart else ~self._held_out
-        shared = None
+        shared = np.zeros(chosen.sum(), dtype=bool)
         if self.trainer is None or self.trainer.is_global_zero:
             shared = also_in(self.some(chosen, self.training_crop, split), evaluated)
         if self.trainer is not None:  # were a file not to be read by one rank alone, they would train on different sets

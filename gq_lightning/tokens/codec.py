@@ -18,7 +18,17 @@ from rich.progress import track
 from torch import Tensor
 
 from gq_lightning.data.pictures.listing import find_pictures
-from gq_lightning.data.pictures.reading import BrokenImage, center_crop, centred, load_picture, resize_shorter, scale_pixels, to_picture, to_pixels, to_tensor
+from gq_lightning.data.pictures.reading import (
+    BrokenImage,
+    center_crop,
+    centred,
+    load_picture,
+    resize_shorter,
+    scale_pixels,
+    to_picture,
+    to_pixels,
+    to_tensor,
+)
 from gq_lightning.errors import UserError, printable
 from gq_lightning.files import write_whole
 from gq_lightning.tokens.token_file import SUFFIX, TokenFile, read_tokens, write_tokens

@@ -154,7 +154,7 @@ def test_shards_of_it_leave_them_out_or_keep_them(folder: tuple[Path, set[str]],
     assert kept.left_out == {name: reason for name, reason in written.left_out.items() if reason in unreadable}
     data = Shards(str(tmp_path / "dirty"), image_size=32, batch_size=20, workers=0)
     assert len(list(data.train_dataloader())) > 40
-    assert data.skipped > 70
+    assert data.skipped > 30  # of those that are not evaluated, too, or the same
 
 
 def whole(folder: Path) -> dict[str, Image.Image]:

@@ -102,7 +102,11 @@ def test_training_inside_validation(tmp_path: Path) -> None:
         data.training_set()
     fill(tmp_path / "more", ["9.png"], size=(9, 9))
     (tmp_path / "val" / "gone.png").symlink_to("nowhere")
-    assert names(ImageFolder(str(tmp_path / "val"), validation_root=str(tmp_path / "more")).training_set()) == ["1.png", "2.png", "gone.png"]
+    assert names(ImageFolder(str(tmp_path / "val"), validation_root=str(tmp_path / "more")).training_set()) == [
+        "1.png",
+        "2.png",
+        "gone.png",
+    ]
 
 
 def test_copies_do_not_straddle_a_split_by_names(tmp_path: Path) -> None:

@@ -101,7 +101,19 @@ def test_webdataset_finds_one_sample_a_picture(tmp_path: Path) -> None:
     """By its own reader, to which all files with one name up to the first dot are one sample."""
     pictures = {}
     for index, name in enumerate(
-        ("a.png", "a.jpg", "a.v1.png", "a.v2.png", "v.1/b.png", "v.1/b.x.y.PNG", "a.png.png", "c%2Ed.png", "c.d.png", "e\nf.png", "g/h\n/i.png")
+        (
+            "a.png",
+            "a.jpg",
+            "a.v1.png",
+            "a.v2.png",
+            "v.1/b.png",
+            "v.1/b.x.y.PNG",
+            "a.png.png",
+            "c%2Ed.png",
+            "c.d.png",
+            "e\nf.png",
+            "g/h\n/i.png",
+        )
     ):
         (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / "folder" / name, format="PNG")

@@ -147,8 +147,31 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
 
 
 NAMES = (
-    *("1.png", "a/b.jpg", "a.b/c.d.jpg", "a..png", "a.jpg.jpg", "a.JPG.jpg", "a.tar.gz.png", "v1.2/x.y.z.PNG", "a%.png", "a%2E.png", "a%252E.png"),
-    *("a%2Ejpg.jpg", "a%25.png", "a%0A.png", "a\n.png", "a\tb/c\x7f.d.png", "%.2E.png", "%2.E.png", "%\n.png", "%2%2E.png", "no text \udcff.x.gif"),
+    *(
+        "1.png",
+        "a/b.jpg",
+        "a.b/c.d.jpg",
+        "a..png",
+        "a.jpg.jpg",
+        "a.JPG.jpg",
+        "a.tar.gz.png",
+        "v1.2/x.y.z.PNG",
+        "a%.png",
+        "a%2E.png",
+        "a%252E.png",
+    ),
+    *(
+        "a%2Ejpg.jpg",
+        "a%25.png",
+        "a%0A.png",
+        "a\n.png",
+        "a\tb/c\x7f.d.png",
+        "%.2E.png",
+        "%2.E.png",
+        "%\n.png",
+        "%2%2E.png",
+        "no text \udcff.x.gif",
+    ),
 )
 
 

@@ -32,7 +32,9 @@ SETTLED = 2_000_000_000  # nanoseconds; two changes within one tick of a file sy
 
 
 class Directory(NamedTuple):
-    """The content of one directory, names sorted, `others` by suffix alone, and what tells whether it is still the same; a `modified` of -1 never matches."""
+    """The content of one directory, sorted, and what tells whether it is still the same; a `modified` of -1 never matches.
+
+    Folders and pictures are names, `others` the suffixes of pictures that are not read."""
 
     modified: int
     inode: int

@@ -105,7 +105,7 @@ def pictures_in(file: BinaryIO, others: list[str]) -> Iterator[Member]:
     try:
         with tarfile.TarFile(fileobj=_Headers(file), encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[arg-type]
             while (info := tar.next()) is not None:
-                tar.members.clear()
+                tar.members.clear()  # type: ignore[attr-defined]
                 last, place = info.name, info.offset_data
                 if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:  # others have no content, whatever their size says
                     if not 0 <= info.size <= end - place:
