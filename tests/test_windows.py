@@ -31,13 +31,13 @@ def test_an_empty_batch(tokenizer: ImageTokenizer, tile: int | None) -> None:
         tokens = tokenizer.encode(torch.zeros(0, 3, side, side), tile=tile)
         assert tokens.shape == (0, side // 8, side // 8, 2) and tokens.dtype == torch.int64
         assert tokenizer.decode(tokens, tile=tile).shape == (0, 3, side, side)
-    metrics = ReconstructionMetrics.of(tokenizer.quantizer, 8, rfid=False)
+    metrics = ReconstructionMetrics(tokenizer.quantizer, False)
     before = metrics.compute()
     images = torch.zeros(0, 3, 32, 32)
     metrics.update(images, images, torch.zeros(0, 4, 4, 2, dtype=torch.int64), images, torch.zeros(0, 4, 4, 2))
     assert metrics.compute() == before and before["images"] == 0
     with pytest.raises(UserError, match="no image to evaluate"):
-        evaluate(tokenizer, [images], rfid=False, progress=False)
+        evaluate(tokenizer, [images], False, progress=False)
 
 
 def test_starts_cover_every_length() -> None:
