@@ -26,7 +26,7 @@ def write_pictures(folder: Path) -> Path:
     for split, count in (("train", 22), ("val", 5)):
         (folder / split).mkdir(parents=True)
         for index in range(count):
-            pixels = np.random.default_rng(index).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            pixels = np.random.default_rng(index + 100 * (split == "val")).integers(0, 255, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((80, 64)).save(folder / split / f"{index}.png")
     return folder
 

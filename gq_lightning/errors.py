@@ -9,5 +9,5 @@ class UserError(Exception):
 
 
 def printable(text: object) -> str:
-    """Text that every file and terminal takes: names of files that are no text (lone surrogates, to Python) are escaped."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
+    """Text on one line that every file and terminal takes: control characters, and bytes that are no text, are escaped."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text))

@@ -31,7 +31,10 @@ INTERNALS = {
         "fit_loop._data_fetcher",
         "fit_loop.epoch_loop._broadcast_sigterm_tensor",
         "fit_loop.epoch_loop._should_check_val_fx",
+        "fit_loop.epoch_loop.batch_progress.current",
         "fit_loop.epoch_progress.current",
+        "fit_loop.epoch_progress.increment_completed",
+        "fit_loop.epoch_progress.increment_processed",
         "fit_loop.reset_restart_stage",
         "fit_loop.restarted_mid_epoch",
         "received_sigterm",
@@ -146,12 +149,28 @@ def leave_uncounted(optimizer: LightningOptimizer) -> None:
     optimizer._on_before_step = optimizer._on_after_step = lambda: None
 
 
-def begin_epoch_after_resuming(trainer: Trainer) -> None:
-    """To be called as training starts. Where a checkpoint was written after the last batch of an epoch, Lightning would count the next
-    epoch as one that has begun already."""
-    epochs = trainer.fit_loop.epoch_progress.current.state_dict()
-    if trainer.fit_loop.restarted_mid_epoch and epochs["processed"] == epochs["ready"]:
-        trainer.fit_loop.reset_restart_stage()
+def begin_after_resuming(trainer: Trainer, batches: int) -> None:
+    """To be called as training starts.
+
+    Where a checkpoint was written after the last batch of an epoch, Lightning would count the next epoch as one that has begun already.
+
+    Args:
+        batches: of this epoch that are behind, as batches are now; there may have been others when the checkpoint was written.
+    """
+    loop = trainer.fit_loop
+    if not loop.restarted_mid_epoch:
+        return
+    progress, all_batches = loop.epoch_loop.batch_progress.current, trainer.num_training_batches
+    epochs = loop.epoch_progress.current.state_dict()
+    ended = epochs["processed"] == epochs["ready"]
+    if not ended and batches >= all_batches:  # what is left does not make a batch
+        loop.epoch_progress.increment_processed()
+        loop.epoch_progress.increment_completed()
+        ended = True
+    if ended:
+        loop.reset_restart_stage()
+    more = (int(all_batches) if ended else batches) - progress.ready
+    progress.load_state_dict({name: count + more for name, count in progress.state_dict().items()})
 
 
 def as_after_a_batch(checkpoint: dict[str, Any]) -> None:

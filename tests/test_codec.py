@@ -1,3 +1,4 @@
+import ast
 import json
 import random
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gq_lightning.data.pictures.reading import BrokenImage
 from gq_lightning.errors import UserError
+from gq_lightning.tokens import codec
 from gq_lightning.tokens import token_file as token_files
 from gq_lightning.tokens.codec import SUFFIX, TokenFile, decode_pictures, encode_pictures, fit_picture, read_tokens, write_tokens
 
@@ -357,6 +359,27 @@ def test_broken_pictures_are_an_error_or_skipped_by_name(tmp_path: Path, capsys:
     assert "bad.png" in errors and "1 of 2 pictures" in errors
     with pytest.raises(UserError, match="none of the 1 pictures"):
         encode_pictures(exact(), [tmp_path / "bad.png"], tmp_path / "out", skip_broken=True, progress=False)
+
+
+def test_broken_pictures_are_named_before_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a[/x]:smile:.png").write_bytes(b"broken")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    monkeypatch.setattr("gq_lightning.tokens.codec.write_tokens", lambda *_: pytest.fail("the disk is full"))
+    with pytest.raises(pytest.fail.Exception):
+        encode_pictures(exact(), [tmp_path], tmp_path / "out", skip_broken=True)
+    assert f"{tmp_path}/a[/x]:smile:.png: not a picture" in capsys.readouterr().err
+
+
+def test_every_console_takes_names_as_they_are() -> None:
+    """Brackets in them are no markup, colons no emoji; `printable` escapes what is no text."""
+    package = Path(codec.__file__).parents[1]
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console":
+                settings = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert settings.get("markup") == settings.get("emoji") == "False", f"{path}:{node.lineno}"
 
 
 def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:

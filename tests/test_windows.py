@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gq_lightning import ImageTokenizer
+from gq_lightning.errors import UserError
+from gq_lightning.evaluation.evaluate import evaluate
+from gq_lightning.metrics import ReconstructionMetrics
 from gq_lightning.tokenizer.windows import apply_in_windows, starts
 
 
@@ -19,6 +23,21 @@ def enlarge(x: Tensor) -> Tensor:
 
 def shrink(x: Tensor) -> Tensor:
     return functional.avg_pool2d(x, 4)
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_an_empty_batch(tokenizer: ImageTokenizer, tile: int | None) -> None:
+    for side in (32, 64):
+        tokens = tokenizer.encode(torch.zeros(0, 3, side, side), tile=tile)
+        assert tokens.shape == (0, side // 8, side // 8, 2) and tokens.dtype == torch.int64
+        assert tokenizer.decode(tokens, tile=tile).shape == (0, 3, side, side)
+    metrics = ReconstructionMetrics(tokenizer.quantizer, False)
+    before = metrics.compute()
+    images = torch.zeros(0, 3, 32, 32)
+    metrics.update(images, images, torch.zeros(0, 4, 4, 2, dtype=torch.int64), images, torch.zeros(0, 4, 4, 2))
+    assert metrics.compute() == before and before["images"] == 0
+    with pytest.raises(UserError, match="no image to evaluate"):
+        evaluate(tokenizer, [images], False, progress=False)
 
 
 def test_starts_cover_every_length() -> None:

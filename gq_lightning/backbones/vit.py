@@ -4,7 +4,6 @@ image -> patches -> linear -> transformer -> linear -> features (a map: no other
 latents -> linear -> transformer -> linear, tanh, linear -> patches -> image
 """
 
-from collections import OrderedDict
 from typing import cast
 
 import torch
@@ -36,44 +35,16 @@ def to_map(sequence: Tensor) -> Tensor:
     return sequence.transpose(1, 2).unflatten(2, (side, side))
 
 
-class Attention(nn.Module):
-    """Self-attention of `heads` heads. (B, positions, width) to the same shape."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # (B, positions, 3 * width) -> three of (B, heads, positions, width / heads)
-        query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    """A pre-norm block, with timm's names. (B, positions, width) to the same shape."""
-
-    def __init__(self, width: int, heads: int, hidden_width: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(width, hidden_width), act=nn.GELU(), fc2=nn.Linear(hidden_width, width)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
 class Transformer(nn.Module):
     """Learned position embedding, LayerNorm, pre-norm blocks, LayerNorm. (B, positions, width) to the same shape."""
 
     def __init__(self, positions: int, width: int, layers: int, heads: int, mlp_ratio: float, gradient_checkpointing: bool) -> None:
+        from timm.models.vision_transformer import Block  # all of timm comes with it, which a UNet need not wait for
+
         super().__init__()
         self.position_embedding = nn.Parameter(width**-0.5 * torch.randn(positions, width))
         self.norm_in = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, heads, int(width * mlp_ratio)) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
         self.gradient_checkpointing = gradient_checkpointing
 

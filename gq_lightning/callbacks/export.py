@@ -64,11 +64,11 @@ class Export(Callback):
         with torch.no_grad():
             images = some_images(data.evaluation_set(), self.columns).to(pl_module.device)
             save_picture(draw(images, pl_module.tokenizer.reconstruct(images)), run.reconstructions)
-        console = Console()
+        console = Console(markup=False, emoji=False)
         console.print(
             metrics_table(values, title=f"{pl_module.tokenizer.quantizer.bits_per_position:g} bits per position, {values['images']} images")
         )
         for path in (run.metrics, run.reconstructions, run.tokenizer):
             console.print(f"  {path}", soft_wrap=True)
         if (warning := collapse(values)) is not None:
-            console.print(f"[bold red]{warning}")
+            console.print(warning, style="bold red")

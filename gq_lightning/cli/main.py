@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gq_lightning.cli import commands
 from gq_lightning.cli.configs import with_configs
-from gq_lightning.errors import UserError
+from gq_lightning.errors import UserError, printable
 
 # those of LightningCLI, see cli/training.py
 TRAINING = {
@@ -65,10 +65,10 @@ def main(args: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except (UserError, OSError) as error:
-        # from a worker process the message is a traceback whose last line is ours
-        line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        line = line.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+        text = Exception.__str__(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
-            line = f"{error.filename}: {error.strerror}"
-        print(f"error: {line}", file=sys.stderr)
+            text = f"{error.filename}: {error.strerror}"
+        elif text.startswith("Caught "):  # from a worker process it is a traceback whose last line is ours
+            text = text.strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+        print(f"error: {printable(text or type(error).__name__)}", file=sys.stderr)
         return 2

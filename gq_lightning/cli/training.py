@@ -183,7 +183,7 @@ class SummaryCommand(CommandLine):
         if isinstance(rendered, str):
             print(rendered)  # to be read by other programs, or pasted: neither wrapped nor coloured
         else:
-            Console().print(rendered)
+            Console(markup=False, emoji=False).print(rendered)
 
 
 def run(args: list[str]) -> None:

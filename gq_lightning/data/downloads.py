@@ -7,10 +7,11 @@ from typing import Any, Literal
 from torch import Tensor
 from torchvision import datasets
 
+from gq_lightning.data.folders import StoredPictures
 from gq_lightning.data.module import ImageDataModule
 from gq_lightning.data.pictures.listing import list_pictures
 from gq_lightning.data.pictures.reading import scale_pixels
-from gq_lightning.data.sets import CenterCrop, Cut, FileSet, PictureSet, TrainingCrop
+from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet, TrainingCrop
 from gq_lightning.errors import UserError
 
 
@@ -21,21 +22,11 @@ class CIFAR10(ImageDataModule):
         root: folder for the download.
         image_size: side of the square images in pixels; other sizes than 32 are resized.
         batch_size: images in a training batch, on each device.
-        evaluation_batch_size: images in an evaluation batch; null takes batch_size.
         workers: processes that read pictures, at most one a core.
-        skip_broken: without effect, as the whole download is verified.
     """
 
-    def __init__(
-        self,
-        root: str,
-        image_size: int = 32,
-        batch_size: int = 128,
-        evaluation_batch_size: int | None = None,
-        workers: int = 2,
-        skip_broken: bool = False,
-    ) -> None:
-        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken)
+    def __init__(self, root: str, image_size: int = 32, batch_size: int = 128, workers: int = 2, **settings: Any) -> None:
+        super().__init__(image_size=image_size, batch_size=batch_size, workers=workers, **settings)
         self.root = Path(root).expanduser()
 
     def prepare_data(self) -> None:
@@ -72,40 +63,17 @@ class CIFARSet(PictureSet):
         return self.images.data[index].nbytes
 
 
-class Imagenette(ImageDataModule):
+class Imagenette(StoredPictures):
     """Imagenette, ten classes of ImageNet: 9 469 training and 3 925 validation photographs, github.com/fastai/imagenette.
 
     Args:
         root: folder for the download.
         variant: shorter side of the downloaded pictures: `160px` (99 MB), `320px` (341 MB) or `full` (1.6 GB).
-        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
-            `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
-            evaluation: the published training).
-        scale: share of the area that a resized or fast crop covers, lower and upper bound.
-        image_size: side of the square images in pixels.
-        batch_size: images in a training batch, on each device.
-        evaluation_batch_size: images in an evaluation batch; null takes batch_size.
-        workers: processes that read pictures, at most one a core.
-        skip_broken: evaluate without the pictures that cannot be read, instead of stopping at the first.
-        max_broken: stop training when more than this share of the pictures drawn so far could not be read.
     """
 
-    def __init__(
-        self,
-        root: str,
-        variant: Literal["160px", "320px", "full"] = "320px",
-        crop: Cut = "resized",
-        scale: tuple[float, float] = (0.8, 1.0),
-        image_size: int = 256,
-        batch_size: int = 16,
-        evaluation_batch_size: int | None = None,
-        workers: int = 4,
-        skip_broken: bool = False,
-        max_broken: float = 0.2,
-    ) -> None:
-        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken, max_broken)
-        self.root, self.variant = Path(root).expanduser(), variant
-        self.training_crop = TrainingCrop(image_size, crop, scale)
+    def __init__(self, root: str, variant: Literal["160px", "320px", "full"] = "320px", **settings: Any) -> None:
+        super().__init__(root, **settings)
+        self.variant = variant
 
     def prepare_data(self) -> None:
         """Downloads and unpacks what is missing. Raises UserError where that fails."""

@@ -1,54 +1,54 @@
 """Folders of pictures: ImageNet's layout, and any other."""
 
 import hashlib
+import logging
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gq_lightning.data.module import ImageDataModule
+from gq_lightning.data.overlap import also_in
 from gq_lightning.data.pictures.listing import list_pictures
-from gq_lightning.data.sets import CenterCrop, Cut, FileSet, PictureSet, TrainingCrop
-from gq_lightning.errors import UserError
+from gq_lightning.data.sets import CenterCrop, Cut, FileSet, PictureSet, StoredSet, TrainingCrop
+from gq_lightning.errors import UserError, printable
+
+logger = logging.getLogger("gq_lightning.data")
 
 
-class ImageNet(ImageDataModule):
+class StoredPictures(ImageDataModule):
+    """Picture files below a root.
+
+    Args:
+        root: folder of the pictures.
+        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
+            `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
+            evaluation: the published training).
+        scale: share of the area that a resized or fast crop covers, lower and upper bound.
+    """
+
+    def __init__(self, root: str, crop: Cut = "resized", scale: tuple[float, float] = (0.8, 1.0), **settings: Any) -> None:
+        super().__init__(**settings)
+        self.root = Path(root).expanduser()
+        self.training_crop = TrainingCrop(self.image_size, crop, scale)
+
+
+class ImageNet(StoredPictures):
     """ImageNet-1k as it is usually unpacked: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG`` or ``val/*.JPEG``.
 
     Evaluation: shorter side to image_size, centre crop (arXiv 2512.06609, section 4: the 50 000 validation images at 256).
 
     Args:
         root: folder with the folders train and val.
-        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
-            `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
-            evaluation: the published training).
-        scale: share of the area that a resized or fast crop covers, lower and upper bound.
-        image_size: side of the square images in pixels.
-        batch_size: images in a training batch, on each device.
-        evaluation_batch_size: images in an evaluation batch; null takes batch_size.
-        workers: processes that read pictures, at most one a core.
-        skip_broken: evaluate without the pictures that cannot be read, instead of stopping at the first.
-        max_broken: stop training when more than this share of the pictures drawn so far could not be read.
     """
 
-    def __init__(
-        self,
-        root: str,
-        crop: Cut = "resized",
-        scale: tuple[float, float] = (0.8, 1.0),
-        image_size: int = 256,
-        batch_size: int = 16,
-        evaluation_batch_size: int | None = None,
-        workers: int = 4,
-        skip_broken: bool = False,
-        max_broken: float = 0.2,
-    ) -> None:
-        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken, max_broken)
-        self.root = Path(root).expanduser()
-        self.training_crop = TrainingCrop(image_size, crop, scale)
+    def __init__(self, root: str, **settings: Any) -> None:
+        super().__init__(root, **settings)
 
     def prepare_data(self) -> None:
         """Lists the pictures, so that the other processes find an index."""
@@ -65,76 +65,101 @@ class ImageNet(ImageDataModule):
         return FileSet(folder, list_pictures(folder, "data.root must hold train/<wnid>/*.JPEG and val/"), crop, split)
 
 
-class ImageFolder(ImageDataModule):
-    """Any folder of pictures, searched recursively.
+class SplitPictures(StoredPictures):
+    """Pictures of which some are evaluated: those of another place, or a share.
 
-    Without a validation_root, a picture belongs to the validation split if a hash of its name relative to root says so. The split is
-    the same on every machine and does not change when pictures are added, except in a folder so small that the picture with the
-    lowest hash is the whole validation split.
+    A picture belongs to that share if a hash of its name relative to root says so. The split is the same on every machine and does not
+    change when pictures are added, except in a set so small that the picture with the lowest hash is the whole share. What is evaluated
+    is not trained on: pictures with the same bytes as one of those are left out of training, wherever they lie.
+
+    Args:
+        root: folder of the pictures.
+        validation_share: share of the pictures that is evaluated, between 0 and 1, where no other place is given for those.
+    """
+
+    kind: str  # in words, one and of all
+    kinds: str
+
+    def __init__(self, root: str, validation_share: float = 0.05, **settings: Any) -> None:
+        super().__init__(root, **settings)
+        if not 0 < validation_share < 1:
+            raise UserError(f"data.validation_share {validation_share}: give a share between 0 and 1")
+        self.validation_share = validation_share
+
+    @abstractmethod
+    def all_names(self) -> Sequence[str]:
+        """The pictures to train on, or to split."""
+
+    @abstractmethod
+    def some(self, chosen: np.ndarray, crop: CenterCrop | TrainingCrop, split: str) -> StoredSet:
+        """Those of `all_names` for which `chosen` (bool) holds."""
+
+    @abstractmethod
+    def separate(self, crop: CenterCrop, split: str) -> StoredSet | None:
+        """The pictures of the other place; None where there is none."""
+
+    def training_set(self) -> PictureSet:
+        apart, evaluated = self._apart is not None, self.evaluation_set()
+        split = f"training {self.kind}" if apart else f"training share of {self.kinds}"
+        chosen = np.ones(len(self.all_names()), dtype=bool) if apart else ~self._held_out
+        shared = np.zeros(chosen.sum(), dtype=bool)
+        if self.trainer is None or self.trainer.is_global_zero:
+            shared = also_in(self.some(chosen, self.training_crop, split), evaluated)
+        if self.trainer is not None:  # were a file not to be read by one rank alone, they would train on different sets
+            shared = self.trainer.strategy.broadcast(shared)
+        if shared.any():
+            said = f"{shared.sum()} of {len(shared)} pictures are left out of training, as they are evaluated"
+            logger.warning("%s: %s", printable(self.root), said)
+            chosen[np.flatnonzero(chosen)[shared]] = False
+        if not chosen.any():
+            raise UserError(f"{self.root} has no pictures left to train on beside those that are evaluated: add some, or evaluate others")
+        return self.some(chosen, self.training_crop, split)
+
+    def evaluation_set(self) -> StoredSet:
+        share = f"{self.validation_share:g} of {self.kinds} by hashed name"
+        return self._apart or self.some(self._held_out, CenterCrop(self.image_size), share)
+
+    @cached_property
+    def _apart(self) -> StoredSet | None:
+        return self.separate(CenterCrop(self.image_size), f"validation {self.kind}")
+
+    @cached_property
+    def _held_out(self) -> np.ndarray:
+        return held_out(self.all_names(), self.validation_share)
+
+
+class ImageFolder(SplitPictures):
+    """Any folder of pictures, searched recursively.
 
     Args:
         root: the folder.
         validation_root: another folder, all of whose pictures are evaluated; null takes a share of root.
-        validation_share: that share, between 0 and 1.
-        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
-            `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
-            evaluation: the published training).
-        scale: share of the area that a resized or fast crop covers, lower and upper bound.
-        image_size: side of the square images in pixels.
-        batch_size: images in a training batch, on each device.
-        evaluation_batch_size: images in an evaluation batch; null takes batch_size.
-        workers: processes that read pictures, at most one a core.
-        skip_broken: evaluate without the pictures that cannot be read, instead of stopping at the first.
-        max_broken: stop training when more than this share of the pictures drawn so far could not be read.
     """
 
-    def __init__(
-        self,
-        root: str,
-        validation_root: str | None = None,
-        validation_share: float = 0.05,
-        crop: Cut = "resized",
-        scale: tuple[float, float] = (0.8, 1.0),
-        image_size: int = 256,
-        batch_size: int = 16,
-        evaluation_batch_size: int | None = None,
-        workers: int = 4,
-        skip_broken: bool = False,
-        max_broken: float = 0.2,
-    ) -> None:
-        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken, max_broken)
-        if not 0 < validation_share < 1:
-            raise UserError(f"data.validation_share {validation_share}: give a share between 0 and 1")
-        self.root = Path(root).expanduser()
+    kind, kinds = "folder", "a folder"
+
+    def __init__(self, root: str, validation_root: str | None = None, **settings: Any) -> None:
+        super().__init__(root, **settings)
         self.validation_root = None if validation_root is None else Path(validation_root).expanduser()
-        self.validation_share = validation_share
-        self.training_crop = TrainingCrop(image_size, crop, scale)
 
     def prepare_data(self) -> None:
         """Lists the pictures, so that the other processes find an index."""
         _list(self.root, self.validation_root or self.root)
 
-    def training_set(self) -> PictureSet:
-        if self.validation_root is not None:
-            return FileSet(self.root, self._names, self.training_crop, "training folder")
-        if self._held_out.all():
-            raise UserError(f"{self.root} has no pictures left to train on: add pictures or give data.validation_root")
-        return FileSet(self.root, compress(self._names, ~self._held_out), self.training_crop, "training share of a folder")
+    def all_names(self) -> Sequence[str]:
+        return self._names
 
-    def evaluation_set(self) -> PictureSet:
-        crop = CenterCrop(self.image_size)
-        if self.validation_root is not None:
-            names = list_pictures(self.validation_root, "data.validation_root must hold pictures")
-            return FileSet(self.validation_root, names, crop, "validation folder")
-        return FileSet(self.root, compress(self._names, self._held_out), crop, f"{self.validation_share:g} of a folder by hashed name")
+    def some(self, chosen: np.ndarray, crop: CenterCrop | TrainingCrop, split: str) -> StoredSet:
+        return FileSet(self.root, compress(self._names, chosen), crop, split)
+
+    def separate(self, crop: CenterCrop, split: str) -> StoredSet | None:
+        if (folder := self.validation_root) is None:
+            return None
+        return FileSet(folder, list_pictures(folder, "data.validation_root must hold pictures"), crop, split)
 
     @cached_property
     def _names(self) -> list[str]:
         return list_pictures(self.root, "data.root must hold pictures")
-
-    @cached_property
-    def _held_out(self) -> np.ndarray:
-        return held_out(self._names, self.validation_share)
 
 
 def _list(*folders: Path) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from gq_lightning.data.order import Place, Shuffled, random_numbers
 from gq_lightning.data.pictures.reading import BrokenImage
 from gq_lightning.data.sets import PictureSet
+from gq_lightning.distributed import is_distributed
 from gq_lightning.errors import UserError
 
 logger = logging.getLogger("gq_lightning.data")
@@ -100,20 +101,23 @@ def collate(items: list[Tensor | UserError | None]) -> Tensor | UserError:
 class Loader(DataLoader[Any]):
     """A DataLoader over a Guarded set: it raises the errors that its workers return, and skips empty batches.
 
-    Over Shuffled places it is stateful in Lightning's sense: `state_dict` says how many batches of which epoch it has returned, however
-    far its workers have read ahead. After `load_state_dict` that epoch continues there, without reading the earlier batches.
+    Over Shuffled places it is stateful in Lightning's sense: `state_dict` says how many pictures of which epoch all ranks have been
+    given, however far their workers have read ahead. After `load_state_dict` that epoch goes on with the next, without reading the
+    earlier ones, whatever the batch size and the number of ranks were.
     """
 
-    _epoch = _batches = _start = 0
+    _epoch = _pictures = 0  # given of that epoch
+    _resumed = (0, 0)  # an epoch, and how many of its pictures were given before this loader was made
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         order = self.sampler if isinstance(self.sampler, Shuffled) else None
         if order is not None:
-            self._batches = self._start if order.epoch == self._epoch else 0
-            self._epoch, self._start, order.start = order.epoch, 0, self._batches * (self.batch_size or 1)
-        empty = self._batches == 0
+            epoch, start = self._resumed
+            self._epoch, self._pictures = order.epoch, start if order.epoch == epoch else 0
+            order.start = self._pictures
+        empty = not self._pictures
         for batch in super().__iter__():
-            self._batches += order is not None
+            self._pictures += self._global_batch if order is not None else 0
             if isinstance(batch, UserError):
                 try:
                     raise batch
@@ -123,16 +127,34 @@ class Loader(DataLoader[Any]):
                 empty = False
                 yield batch
         if empty and isinstance(self.dataset, Guarded):
-            raise self.dataset.all_broken()
+            if not is_distributed():
+                raise self.dataset.all_broken()
+            # it is this rank's share alone, perhaps, and the others would wait for one that has stopped
+            logger.warning("nothing to evaluate on a rank: none of its pictures of %s can be read", self.dataset.pictures.split)
         if order is not None:  # a trainer sets the epoch; a loop without one does not
             order.set_epoch(order.epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "batches": self._batches}
+        return {"epoch": self._epoch, "pictures": self._pictures}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._epoch = state["epoch"]
-        self._start = self._batches = state["batches"]
+        # older checkpoints count batches, and resume with equal settings
+        pictures = state["pictures"] if "pictures" in state else state["batches"] * self._global_batch
+        self._epoch, self._pictures = self._resumed = state["epoch"], pictures
+
+    def batches_before(self, epoch: int) -> int:
+        """As how many batches of that epoch those count that were given before this loader was made: all but the ones that are left."""
+        resumed, start = self._resumed
+        return len(self) - (len(self.dataset) - start) // self._global_batch if epoch == resumed else 0  # type: ignore[arg-type]
+
+    def pictures_before(self, epoch: int, batch: int) -> int:
+        """How many pictures of that epoch all ranks are given before that batch."""
+        resumed, start = self._resumed
+        return (batch - self.batches_before(epoch)) * self._global_batch + (start if epoch == resumed else 0)
+
+    @property
+    def _global_batch(self) -> int:
+        return (self.batch_size or 1) * getattr(self.sampler, "num_replicas", 1)
 
 
 def heed_only_the_parent(_: int) -> None:

@@ -19,6 +19,7 @@ from gq_lightning.data.loading import Guarded, Loader, collate, heed_only_the_pa
 from gq_lightning.data.order import InTurn, Shuffled
 from gq_lightning.data.pictures.reading import INTERPOLATION
 from gq_lightning.data.sets import PictureSet, fingerprint
+from gq_lightning.distributed import ranks
 from gq_lightning.errors import UserError
 
 
@@ -120,9 +121,9 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Loader:
         """Raises UserError where a rank's share of the set is smaller than one batch."""
-        images, ranks = len(self._training), _ranks()
-        if images // ranks < self.batch_size:
-            where = f" on each of {ranks} devices" if ranks > 1 else ""
+        images, devices = len(self._training), ranks()
+        if images // devices < self.batch_size:
+            where = f" on each of {devices} devices" if devices > 1 else ""
             raise UserError(
                 f"the training set has {images} pictures, too few for one batch of {self.batch_size}{where}: lower data.batch_size"
             )
@@ -132,19 +133,23 @@ class ImageDataModule(LightningDataModule, ABC):
             self._resumed = None
         return loader
 
+    def batches_before(self, epoch: int) -> int:
+        """As how many batches of the training epoch those count that it was resumed behind; 0 where it is not the one that was resumed."""
+        return 0 if self._training_loader is None else self._training_loader.batches_before(epoch)
+
     def batch_names(self, epoch: int, batch: int) -> list[str]:
         """Names of the pictures of this rank's training batch; where one is broken, the next readable one was in its place."""
         order = self._order()
         order.set_epoch(epoch)
-        order.start = batch * self.batch_size
+        order.start = (self._training_loader or self.train_dataloader()).pictures_before(epoch, batch)
         return [self._training.name(index) for index, _ in islice(order, self.batch_size)]
 
     def val_dataloader(self) -> Loader:
         """The evaluation set in order. Where ranks do not divide it, some have a batch more: reduce after the loop, not in it."""
-        images, ranks = len(self._evaluation), _ranks()
-        if images < ranks:
-            raise UserError(f"the evaluation set has {images} pictures for {ranks} devices: evaluate on at most {images}")
-        sampler = InTurn(self._evaluation, ranks, distributed.get_rank()) if ranks > 1 else None
+        images, devices = len(self._evaluation), ranks()
+        if images < devices:
+            raise UserError(f"the evaluation set has {images} pictures for {devices} devices: evaluate on at most {images}")
+        sampler = InTurn(self._evaluation, devices, distributed.get_rank()) if devices > 1 else None
         return self._loader(self._evaluation, self.evaluation_batch_size, sampler=sampler)
 
     def test_dataloader(self) -> Loader:
@@ -154,8 +159,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.val_dataloader()
 
     def _order(self) -> Shuffled:
-        ranks = _ranks()
-        return Shuffled(self._training, ranks, distributed.get_rank() if ranks > 1 else 0, self.seed)
+        return Shuffled(self._training, ranks(), distributed.get_rank() if ranks() > 1 else 0, self.seed)
 
     def _loader(self, pictures: Guarded, batch_size: int, **settings: Any) -> Loader:
         workers = min(self.workers, cores())
@@ -171,10 +175,6 @@ class ImageDataModule(LightningDataModule, ABC):
             generator=torch.Generator(),
             **settings,
         )
-
-
-def _ranks() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def cores() -> int:

@@ -2,13 +2,13 @@
 
     seed, epoch --> a permutation, and a seed for each of its places --> every ranks-th place: (index, seed), (index, seed), ...
 
-It does not depend on what was drawn before, on worker processes or, for one global batch size, on how many ranks share a batch, so a
-resumed training continues in the middle of an epoch as if it had never stopped.
+It does not depend on what was drawn before, on worker processes or on how many ranks share the places. So a resumed training goes on
+at the picture after the last, on as many ranks and with as large batches as it now has; where these are the same, as if it had never
+stopped.
 """
 
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,12 @@ class Shuffled(DistributedSampler[Place]):
 
     Args:
         pictures: the training set.
-        ranks: processes that share each batch; places that do not divide by them are dropped.
+        ranks: processes that share each batch; the last places, which do not divide by them, are dropped.
         rank: this one.
         seed: of all epochs.
 
     Attributes:
-        start: number of the rank's places that the next iteration skips.
+        start: number of the epoch's first places, those of all ranks, that the next iteration skips.
     """
 
     def __init__(self, pictures: Dataset[Any], ranks: int, rank: int, seed: int) -> None:
@@ -42,8 +42,8 @@ class Shuffled(DistributedSampler[Place]):
         order = torch.randperm(count, generator=generator)
         seeds = torch.randint(2**62, (count,), generator=generator)
         # places side by side belong to one global batch
-        mine = slice(self.rank, self.total_size, self.num_replicas)
-        return islice(zip(order[mine].tolist(), seeds[mine].tolist(), strict=True), self.start, None)
+        mine = slice(self.start + self.rank, count - (count - self.start) % self.num_replicas, self.num_replicas)
+        return iter(zip(order[mine].tolist(), seeds[mine].tolist(), strict=True))
 
 
 class InTurn(DistributedSampler[int]):

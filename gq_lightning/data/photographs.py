@@ -1,6 +1,7 @@
 """Real photographs that come with scikit-image and scikit-learn: training without a download."""
 
 from importlib.resources import as_file, files
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,9 +40,7 @@ class Photographs(ImageDataModule):
     Args:
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.
-        evaluation_batch_size: images in an evaluation batch; null takes batch_size.
         workers: processes that cut crops, at most one a core; the main process cuts thousands of 64 pixels a second.
-        skip_broken: without effect, as the photographs are all read at the start.
         crops_per_epoch: training crops in an epoch.
         augment: beside a flip, turn, permute the colours, invert and stretch the contrast of training crops at random: 18
             photographs hold few colours, and those of other photographs are to be reconstructed.
@@ -51,13 +50,12 @@ class Photographs(ImageDataModule):
         self,
         image_size: int = 64,
         batch_size: int = 32,
-        evaluation_batch_size: int | None = None,
         workers: int = 0,
-        skip_broken: bool = False,
         crops_per_epoch: int = 8192,
         augment: bool = True,
+        **settings: Any,
     ) -> None:
-        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken)
+        super().__init__(image_size=image_size, batch_size=batch_size, workers=workers, **settings)
         if crops_per_epoch < 1:
             raise UserError(f"data.crops_per_epoch {crops_per_epoch}: give a positive number")
         self.crops_per_epoch, self.augment = crops_per_epoch, augment

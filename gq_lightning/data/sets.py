@@ -16,7 +16,9 @@ from torchvision.transforms import v2
 
 from gq_lightning.data.pictures.reading import RESAMPLING, BrokenImage, center_crop, load_picture, resize_shorter, scale_pixels, to_pixels
 from gq_lightning.errors import UserError
+from gq_lightning.files import open_regular
 
+TAIL = 1024
 Cut = Literal["resized", "fast", "plain", "native", "center"]
 
 
@@ -65,7 +67,12 @@ class StoredSet(PictureSet):
         names: of the pictures, with forward slashes.
         crop: makes an upright RGB picture square; one of this file's.
         split: see PictureSet.
+
+    Attributes:
+        readers: how many threads may read it at a time.
     """
+
+    readers = 16
 
     def __init__(self, names: Iterable[str], crop: "CenterCrop | TrainingCrop", split: str) -> None:
         self.names, self.prepare, self.split = Names(names), crop, split
@@ -74,6 +81,14 @@ class StoredSet(PictureSet):
     @abstractmethod
     def load(self, index: int) -> Image.Image:
         """The picture, upright and RGB. Raises BrokenImage."""
+
+    @abstractmethod
+    def content(self, index: int) -> bytes:
+        """Its bytes as they are stored. Raises OSError."""
+
+    @abstractmethod
+    def tail(self, index: int) -> bytes:
+        """The last TAIL of them, or all. Raises OSError."""
 
     @abstractmethod
     def place(self, index: int) -> str:
@@ -118,6 +133,15 @@ class FileSet(StoredSet):
 
     def load(self, index: int) -> Image.Image:
         return load_picture(self.root / self.names[index])
+
+    def content(self, index: int) -> bytes:
+        with open_regular(self.root / self.names[index]) as file:
+            return file.read()
+
+    def tail(self, index: int) -> bytes:
+        with open_regular(self.root / self.names[index]) as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL))
+            return file.read()
 
     def place(self, index: int) -> str:
         return str(self.root / self.names[index])

@@ -40,15 +40,16 @@ def evaluate(
     training = tokenizer.training
     tokenizer.eval()
     metrics = ReconstructionMetrics(tokenizer.quantizer, rfid, gaussian_rfid).to(tokenizer.device)
-    begin, images = time.perf_counter(), 0
+    begin = time.perf_counter()
     for batch in track(batches, description="Evaluating", disable=not progress, transient=True):
+        if not len(batch):
+            continue
         batch = batch.to(tokenizer.device)
         result = tokenizer.reconstruct(batch)
         metrics.update(batch, result.images, result.tokens, result.gaussian, result.bits)
-        images += len(batch)
-    if not images and not torch.distributed.is_initialized():
-        raise UserError("no image to evaluate: the data's evaluation set is empty")
     values = metrics.compute() | {"evaluation_seconds": round(time.perf_counter() - begin, 2)}
+    if not values.get("images"):
+        raise UserError("no image to evaluate: the data's evaluation set is empty, or none of it can be read, as the warnings say")
     tokenizer.train(training)
     return values, metrics.protocol()
 

@@ -1,12 +1,11 @@
 """How a file of others is opened and its JSON read: nothing in it makes us wait, run out of memory, or take one thing for another."""
 
+import errno
 import json
 import os
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from gq_lightning.errors import UserError
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -15,23 +14,17 @@ def open_regular(path: str | Path) -> BinaryIO:
     A named pipe would be waited for, a device may never end, and to open some of them has effects.
 
     Raises:
-        UserError: it is a folder, pipe, socket or device. OSError: it is not there, or may not be read.
+        OSError: it cannot be opened, or is a named pipe, a device or a socket.
     """
-    _check_regular(path, os.stat(path).st_mode)
-    # not waiting, in case it has become a pipe since
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
-    try:
-        _check_regular(path, os.fstat(file.fileno()).st_mode)
-    except UserError:
-        file.close()
-        raise
-    return file
+    return open(path, "rb", opener=_open)
 
 
-def _check_regular(path: str | Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
-        raise UserError(f"{path}: a {kinds.get(stat.S_IFMT(mode), 'device')}, not a file: copy its content to a file")
+def _open(path: str, flags: int) -> int:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a folder, open says what it is
+        raise OSError(errno.EINVAL, "a named pipe, a device or a socket is not read", path)
+    # not waiting: what has become a pipe since then is empty
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def parse_json(text: str | bytes) -> Any:

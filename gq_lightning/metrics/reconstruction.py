@@ -70,6 +70,8 @@ class ReconstructionMetrics(nn.Module):
         Raises:
             UserError: a token is not in [0, codebook_size).
         """
+        if not len(images):
+            return
         with torch.autocast(images.device.type, enabled=False):
             originals = _to_255(images)
             self.of_tokens.update(originals=originals, images=_to_255(reconstructions), tokens=tokens, bits=bits)

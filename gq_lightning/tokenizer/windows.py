@@ -46,6 +46,8 @@ def see_in_windows(
     Raises:
         UserError: `tile` is no multiple of the downsampling, or the picture is smaller than `window`.
     """
+    if not len(x):  # a picture that is none has the shape that none would have
+        return see_in_windows(function, x.new_zeros(1, *x.shape[1:]), scale_in, scale_out, window, tile)[:0]
     downsampling = max(scale_in, scale_out)
     if tile is not None and (tile < 4 * downsampling or tile % downsampling):
         raise UserError(f"tile: {tile} is not a multiple of {downsampling} of at least {4 * downsampling} pixels")

@@ -19,8 +19,18 @@ from rich.progress import track
 from torch import Tensor
 
 from gq_lightning.data.pictures.listing import find_pictures
-from gq_lightning.data.pictures.reading import BrokenImage, center_crop, centred, load_picture, resize_shorter, to_picture, to_tensor
-from gq_lightning.errors import UserError
+from gq_lightning.data.pictures.reading import (
+    BrokenImage,
+    center_crop,
+    centred,
+    load_picture,
+    resize_shorter,
+    scale_pixels,
+    to_picture,
+    to_pixels,
+    to_tensor,
+)
+from gq_lightning.errors import UserError, printable
 from gq_lightning.files import write_whole
 from gq_lightning.tokens.token_file import SUFFIX, TokenFile, read_tokens, write_tokens
 
@@ -67,19 +77,21 @@ def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: int |
         picture = resize_shorter(picture, size)
         done = f"{before} resized to {picture.height}x{picture.width}, cropped to {size}x{size}"
         return to_tensor(center_crop(picture, size)), size, size, done
-    image = to_tensor(picture)
+    pixels = to_pixels(picture)  # of a byte a value; as numbers they would take four, in each of the copies below
     if fit == "crop":
-        height, width = (length // downsampling * downsampling for length in image.shape[1:])
+        height, width = (length // downsampling * downsampling for length in pixels.shape[1:])
         least = window or downsampling
         if min(height, width) < least:
             raise UserError(f"{before} is too small to be cropped, {least}x{least} is the least: use --fit pad")
-        done = f"{before} cropped to {height}x{width}" if (height, width) != image.shape[1:] else f"{before} kept"
-        top, left = centred(image.shape[1], height), centred(image.shape[2], width)
-        return image[:, top : top + height, left : left + width], height, width, done
-    height, width = (max(math.ceil(length / downsampling) * downsampling, window or 0) for length in image.shape[1:])
-    done = f"{before} padded to {height}x{width}" if (height, width) != image.shape[1:] else f"{before} kept"
-    rows, columns = _reflected(image.shape[1], height), _reflected(image.shape[2], width)
-    return image[:, rows][:, :, columns], picture.height, picture.width, done
+        done = f"{before} cropped to {height}x{width}" if (height, width) != pixels.shape[1:] else f"{before} kept"
+        top, left = centred(pixels.shape[1], height), centred(pixels.shape[2], width)
+        return scale_pixels(pixels[:, top : top + height, left : left + width]), height, width, done
+    height, width = (max(math.ceil(length / downsampling) * downsampling, window or 0) for length in pixels.shape[1:])
+    done = f"{before} padded to {height}x{width}" if (height, width) != pixels.shape[1:] else f"{before} kept"
+    for axis, length in ((1, height), (2, width)):
+        if length != pixels.shape[axis]:
+            pixels = pixels.index_select(axis, _reflected(pixels.shape[axis], length))
+    return scale_pixels(pixels), picture.height, picture.width, done
 
 
 def encode_pictures(
@@ -97,7 +109,7 @@ def encode_pictures(
 
     Raises:
         UserError: options that do not fit the tokenizer, two pictures for one token file, nothing to encode, or, unless
-            `skip_broken`, a picture that cannot be read. Skipped pictures are named on standard error.
+            `skip_broken`, a picture that cannot be read. Skipped pictures are named on standard error as they come.
     """
     _check_fit(fit, size, tokenizer.downsampling, tokenizer.window)
     targets: dict[Path, Path] = {}
@@ -106,7 +118,7 @@ def encode_pictures(
             relative = picture.relative_to(given) if given.is_dir() else Path(picture.name)
             _claim(targets, out / relative.with_name(relative.name + SUFFIX), picture)
     fingerprint = tokenizer.fingerprint  # once: it reads all the weights
-    console, written, broken = Console(quiet=not progress), [], []
+    console, errors, written, broken = _console(quiet=not progress), _console(stderr=True), [], 0
     for target, path in _tracked(list(targets.items()), "encoding", console):
         try:
             loaded = load_picture(path)
@@ -117,7 +129,8 @@ def encode_pictures(
         except BrokenImage as error:
             if not skip_broken:
                 raise
-            broken.append(str(error))
+            broken += 1
+            errors.print(str(error))
             continue
         with warnings.catch_warnings():
             # a bright picture is what it is
@@ -127,9 +140,9 @@ def encode_pictures(
         write_tokens(target, token_file)
         written.append(target)
         rate = f"{tokens.numel()} tokens, {token_file.bits:.0f} bits, {token_file.bits_per_pixel:.4f} bits per pixel"
-        _say(console, f"{path}: {done}, {rate}")
-    for line in [*broken, f"{len(broken)} of {len(targets)} pictures were broken and skipped"] if broken else []:
-        _say(Console(stderr=True), line)
+        console.print(printable(f"{path}: {done}, {rate}"))
+    if broken:
+        errors.print(f"{broken} of {len(targets)} pictures were broken and skipped")
     if not written:
         raise UserError(f"none of the {len(targets)} pictures could be read: nothing was encoded")
     return written
@@ -164,7 +177,7 @@ def decode_pictures(
             raise UserError(f"{target} is there already and may be the original of {source.name}: choose another --out")
         _claim(targets, target, source)
     fingerprint = tokenizer.fingerprint  # once: it reads all the weights
-    console, written = Console(quiet=not progress), []
+    console, written = _console(quiet=not progress), []
     for target, source in _tracked(list(targets.items()), "decoding", console):
         token_file = read_tokens(source)
         if token_file.fingerprint != fingerprint and not any_tokenizer:
@@ -176,7 +189,8 @@ def decode_pictures(
         to_picture(image[:, : token_file.height, : token_file.width]).save(buffer, format="PNG")
         write_whole(target, buffer.getvalue())
         written.append(target)
-        _say(console, f"{target}: {token_file.height}x{token_file.width} from {token_file.tokens.numel()} tokens ({token_file.fit})")
+        said = f"{target}: {token_file.height}x{token_file.width} from {token_file.tokens.numel()} tokens ({token_file.fit})"
+        console.print(printable(said))
     return written
 
 
@@ -229,6 +243,6 @@ def _tracked(items: Sequence[T], verb: str, console: Console) -> Iterator[T]:
     yield from track(items, verb, console=console, transient=True, disable=console.quiet or not console.is_terminal)
 
 
-def _say(console: Console, line: str) -> None:
-    # file names may hold brackets, which are no markup, and bytes that are no text
-    console.print(line.encode(errors="backslashreplace").decode(), markup=False, highlight=False, soft_wrap=True)
+def _console(**settings: bool) -> Console:
+    # names of files may hold brackets, which are no markup, and colons, which are no emoji
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, **settings)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ WEIGHTS: Mapping[str, str] = {
     "inception": "583f8fd012c5f9ff4de7786b440dd9c3a0bb26c057b75d7c805dbb9ca4766a9d",
 }
 
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
+_console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class Cached(NamedTuple):

@@ -31,7 +31,7 @@ def download(name: str, progress: bool) -> dict[str, Tensor]:
         with (
             TemporaryDirectory() as folder,
             urllib.request.urlopen(URLS[name], timeout=TIMEOUT) as response,
-            Progress(*columns, console=Console(stderr=True), disable=not progress, transient=True) as bar,
+            Progress(*columns, console=Console(stderr=True, markup=False, emoji=False), disable=not progress, transient=True) as bar,
         ):
             file = Path(folder, "weights.pth")
             task = bar.add_task(name, total=int(response.headers.get("Content-Length") or 0) or None)

@@ -23,7 +23,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 6), ("val", 1)):
         (root / split).mkdir()
         for index in range(count):
-            pixels = np.random.default_rng(index).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            pixels = np.random.default_rng(index + 100 * (split == "val")).integers(0, 255, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / split / f"{index}.png")
     return root
 

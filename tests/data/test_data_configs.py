@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,18 @@ def test_all_data_modules_have_a_config() -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_argument_is_explained(name: str) -> None:
-    arguments = getattr(data_package, name).__doc__.partition("Args:")[2]
-    for argument in getattr(data_package, name).__init__.__annotations__:
-        assert argument == "return" or f"\n        {argument}: " in arguments, argument
+def test_every_argument_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that a class inherits, too: by the command line's help, and by the class that has them."""
+    with pytest.raises(SystemExit):
+        parser().parse_args([f"--data.help=gq_lightning.data.{name}"])
+    text = capsys.readouterr().out.partition("\n\n")[2]
+    offered = {line.split()[0].removeprefix("--data."): line for line in re.findall(r"^  (--data\..*(?:\n   .*)*)", text, re.MULTILINE)}
+    kind = getattr(data_package, name)
+    assert {"image_size", "batch_size", "evaluation_batch_size", "workers", "skip_broken", "max_broken"} <= offered.keys()
+    taken = {key for each in kind.__mro__ if issubclass(each, ImageDataModule) for key in each.__init__.__annotations__}
+    assert offered.keys() == taken - {"return", "settings"}
+    for argument, line in offered.items():
+        explained = [each for each in kind.__mro__ if f"\n        {argument}: " in (each.__doc__ or "")]
+        assert explained, argument
+        words = explained[0].__doc__.partition(f"\n        {argument}: ")[2].split()[:2]
+        assert " ".join(words) in " ".join(line.split()), argument

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -74,6 +75,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
         suffix = {"RGB": ("jpg", "JPEG", "png")[index % 3], "CMYK": "jpg"}.get(mode, "png")
         path = root / "all" / f"{index:04d}.{suffix}"
         (picture.convert("L").convert("I").convert("I;16") if mode == "I;16" else picture.convert(mode)).save(path)
+        with path.open("ab") as file:
+            file.write(index.to_bytes(2, "big"))  # what follows a picture is not read, but no two are the same
         if index % EVERY == 3:
             broken.add(spoil(path, index // EVERY % 8).name)
     picture.save(root / "clean" / "0.png")
@@ -151,7 +154,7 @@ def test_shards_of_it_leave_them_out_or_keep_them(folder: tuple[Path, set[str]],
     assert kept.left_out == {name: reason for name, reason in written.left_out.items() if reason in unreadable}
     data = Shards(str(tmp_path / "dirty"), image_size=32, batch_size=20, workers=0)
     assert len(list(data.train_dataloader())) > 40
-    assert data.skipped > 70
+    assert data.skipped > 30  # of those that are not evaluated, too, or the same
 
 
 def whole(folder: Path) -> dict[str, Image.Image]:
@@ -172,9 +175,15 @@ def whole(folder: Path) -> dict[str, Image.Image]:
 @pytest.mark.parametrize("crop", ["resized", "fast", "plain", "center"])
 def test_what_is_odd_is_read(crop: str, tmp_path: Path) -> None:
     names = whole(tmp_path)
-    data = ImageFolder(str(tmp_path), str(tmp_path), image_size=32, batch_size=len(names), workers=0, crop=crop, max_broken=0.0)  # type: ignore[arg-type]
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "other" / "0.png")
+    folders = (str(tmp_path), str(tmp_path / "other"))
+    settings: dict[str, Any] = {"image_size": 32, "batch_size": len(names), "workers": 0}
+    data = ImageFolder(*folders, crop=crop, max_broken=0.0, **settings)
     (batch,) = list(data.train_dataloader())
     assert batch.shape == (len(names), 3, 32, 32)
+    (tmp_path / "other" / "0.png").unlink()
+    data = ImageFolder(*reversed(folders), **settings)
     (batch,) = list(data.val_dataloader())
     pictures = data.evaluation_set()
     images = {pictures.name(index): image for index, image in enumerate(batch)}
@@ -186,7 +195,7 @@ def test_what_is_odd_is_read(crop: str, tmp_path: Path) -> None:
 REFUSED = {
     "30 000 x 30 000.png": "too many pixels to be a picture",
     "1 x 4 000 000.ppm": "too long and thin to be a picture: 1 x 4000000 pixels would become 64 x 256000000",
-    "pipe.png": "the file is empty",
+    "pipe.png": "cannot be read: a named pipe, a device or a socket is not read",
     "folder.png": "is a folder, not a picture",
 }
 

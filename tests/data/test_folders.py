@@ -1,3 +1,5 @@
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +50,71 @@ def test_small_folder_still_has_both_splits(tmp_path: Path) -> None:
 
 def test_validation_root(tmp_path: Path) -> None:
     fill(tmp_path / "a", ["1.png", "2.png"])
-    fill(tmp_path / "b", ["3.png"])
+    fill(tmp_path / "b", ["3.png"], size=(9, 9))
     data = ImageFolder(str(tmp_path / "a"), validation_root=str(tmp_path / "b"))
     assert names(data.training_set()) == ["1.png", "2.png"] and names(data.evaluation_set()) == ["3.png"]
+
+
+def inside(root: Path) -> Path:
+    """root/val, of which root/link is the same file, root/copy.png has the same bytes, and root/linked is the folder itself."""
+    fill(root, [f"{index}.png" for index in range(5)])
+    (root / "val").mkdir()
+    (root / "1.png").rename(root / "val" / "1.png")
+    (root / "2.png").rename(root / "val" / "2.png")
+    return root / "val"
+
+
+def link(root: Path) -> Path:
+    (root / "link.png").symlink_to(inside(root) / "1.png")
+    return root / "val"
+
+
+def copy(root: Path) -> Path:
+    shutil.copy(inside(root) / "2.png", root / "another name.png")
+    return root / "val"
+
+
+def linked_folder(root: Path) -> Path:
+    validation = inside(root / "real")
+    (root / "val").symlink_to(validation)
+    for path in (root / "real").glob("*.png"):
+        path.rename(root / path.name)
+    validation.rename(root / "elsewhere")
+    (root / "val").unlink()
+    (root / "val").symlink_to(root / "elsewhere")
+    return root / "val"
+
+
+@pytest.mark.parametrize(("make", "left_out", "count"), [(inside, 2, 5), (link, 3, 6), (copy, 3, 6), (linked_folder, 2, 5)])
+def test_no_picture_is_trained_on_and_evaluated(
+    make: Callable[[Path], Path], left_out: int, count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    validation = make(tmp_path)
+    data = ImageFolder(str(tmp_path), validation_root=str(validation))
+    assert names(data.training_set()) == ["0.png", "3.png", "4.png"] and names(data.evaluation_set()) == ["1.png", "2.png"]
+    assert caplog.messages == [f"{tmp_path}: {left_out} of {count} pictures are left out of training, as they are evaluated"]
+
+
+def test_training_inside_validation(tmp_path: Path) -> None:
+    inside(tmp_path)
+    data = ImageFolder(str(tmp_path / "val"), validation_root=str(tmp_path))
+    with pytest.raises(UserError, match="no pictures left to train on beside those that are evaluated"):
+        data.training_set()
+    fill(tmp_path / "more", ["9.png"], size=(9, 9))
+    (tmp_path / "val" / "gone.png").symlink_to("nowhere")
+    assert names(ImageFolder(str(tmp_path / "val"), validation_root=str(tmp_path / "more")).training_set()) == [
+        "1.png",
+        "2.png",
+        "gone.png",
+    ]
+
+
+def test_copies_do_not_straddle_a_split_by_names(tmp_path: Path) -> None:
+    fill(tmp_path / "a", [f"{index}.png" for index in range(40)])
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    data = ImageFolder(str(tmp_path), validation_share=0.2)
+    training, held_out = ({Path(name).name for name in names(pictures)} for pictures in (data.training_set(), data.evaluation_set()))
+    assert not training & held_out and training | held_out == {f"{index}.png" for index in range(40)}
 
 
 def test_image_folder_errors(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
+import os
+import socket
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +13,10 @@ import torch
 from PIL import Image
 
 from gq_lightning.data import BrokenImage, center_crop, find_pictures, load_picture, resize_shorter, to_picture, to_tensor
+from gq_lightning.data.pictures import reading
+from gq_lightning.data.pictures.listing import OTHER_SUFFIXES, PICTURE_SUFFIXES, is_picture
 from gq_lightning.errors import UserError
+from gq_lightning.tokens.token_file import read_tokens
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -153,6 +160,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(path: Path, flags: int) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
+    (tmp_path / "a.png").touch()
     monkeypatch.setattr("os.open", refuse)
     with pytest.raises(BrokenImage, match=r"a\.png: no permission"):
         load_picture(tmp_path / "a.png")
@@ -202,3 +210,96 @@ def test_find_pictures_names_what_is_missing(tmp_path: Path) -> None:
         find_pictures([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="has no pictures"):
         find_pictures([tmp_path])
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_16_bit_grey_with_transparency(tmp_path: Path) -> None:
+    """By a value that is transparent, to all of its 16 bits, and by a channel."""
+    for kind, levels, extra in (
+        (0, [[0, 12850, 12851, 65535]], chunk(b"tRNS", struct.pack(">H", 12850))),
+        (4, [[[0, 65535], [12850, 0], [12851, 65535], [65535, 65535]]], b""),
+    ):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 16, kind, 0, 0, 0)) + extra
+        body = chunk(b"IDAT", zlib.compress(b"\0" + np.array(levels, dtype=">u2").tobytes())) + chunk(b"IEND", b"")
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
+        assert read(tmp_path / "a.png")[0, :, 0].tolist() == [0, 255, 50, 255]
+
+
+MEMORY = """
+import resource, sys
+from gq_lightning.data.pictures.reading import load_picture
+load_picture(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load_picture(sys.argv[2])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
+@pytest.mark.parametrize(("mode", "most"), [("RGB", 5.0), ("RGBA", 9.5), ("I;16", 7.5)])
+def test_memory_of_large_pictures(mode: str, most: float, tmp_path: Path) -> None:
+    """Bytes a pixel: Pillow's own four, and as many as it takes for what is not RGB already."""
+    side = 2600
+    for size in (16, side):
+        picture = (
+            Image.fromarray(np.full((size, size), 40_000, dtype=np.uint16)) if mode == "I;16" else Image.new(mode, (size, size), "red")
+        )
+        picture.save(tmp_path / f"{size}.png")
+    call = [sys.executable, "-c", MEMORY, str(tmp_path / "16.png"), str(tmp_path / f"{side}.png")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert int(subprocess.run(call, check=True, capture_output=True, env=environment).stdout) / side**2 < most
+
+
+def test_rows_join(tmp_path: Path) -> None:
+    """A picture of more rows than are converted at a time."""
+    pixels = noise(600, 5, 4)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    white = Image.alpha_composite(Image.new("RGBA", (5, 600), "white"), Image.fromarray(pixels)).convert("RGB")
+    assert np.array_equal(read(tmp_path / "a.png"), np.asarray(white))
+
+
+def test_every_suffix_of_a_format_that_is_read_is_known() -> None:
+    Image.init()
+    for suffix, name in Image.registered_extensions().items():
+        if name in reading.FORMATS and suffix not in (".pfm",):  # floating point
+            assert is_picture(f"a{suffix}") and is_picture(f"A{suffix.upper()}"), suffix
+        else:
+            assert not is_picture(f"a{suffix}"), suffix
+    assert not set(PICTURE_SUFFIXES) & set(OTHER_SUFFIXES)
+
+
+def test_other_pictures_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.jfif", "b.JPE", "c.heic", "d/e.HEIC", "f.psd", "notes.txt", ".g.psd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in find_pictures([tmp_path])] == ["a.jfif", "b.JPE"]
+    assert caplog.messages == [f"{tmp_path}: passed over 2 .heic, 1 .psd: such pictures are not read, convert them to PNG or JPEG"]
+
+
+def test_postscript_never_reaches_an_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("interpreted"))
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(BrokenImage, match="not a picture in a known format"):
+        load_picture(tmp_path / "a.jpg")
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (listener := socket.socket(socket.AF_UNIX)).bind(str(tmp_path / "s.png"))
+    listener.close()
+    for path in (tmp_path / "pipe.png", tmp_path / "s.png", Path("/dev/zero")):
+        with pytest.raises(BrokenImage, match="a named pipe, a device or a socket is not read$"):
+            load_picture(path)
+        with pytest.raises(UserError, match="a named pipe, a device or a socket is not read"):
+            read_tokens(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a\nb\x1b[31m\u202e"])
+def test_names_that_no_file_has(name: str) -> None:
+    for path in (name, f"{name}.png"):
+        with pytest.raises(UserError) as caught:
+            find_pictures([path])
+        assert str(caught.value).isprintable() and "does not exist" in str(caught.value)

@@ -190,7 +190,7 @@ def test_one_process_lists_for_all(layout: str, root: Path, listed: list[str], t
     for name in ("train", "val"):
         (tmp_path / name).mkdir()
         for index in range(4):
-            Image.new("RGB", (9, 9), (index, 0, 0)).save(tmp_path / name / f"{index}.png")
+            Image.new("RGB", (9, 9), (index, len(name), 0)).save(tmp_path / name / f"{index}.png")
         settle(tmp_path / name)
 
     def data() -> ImageNet | ImageFolder:

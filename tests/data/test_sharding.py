@@ -1,6 +1,5 @@
 """A folder to shards: bytes unchanged, whole or not at all."""
 
-import json
 import logging
 import os
 import subprocess
@@ -9,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from gq_lightning.cli.main import main
+from gq_lightning.data.pictures.index import unsealed
 from gq_lightning.data.shards import writing as sharding
 from gq_lightning.data.shards.module import read_shard
 from gq_lightning.data.shards.writing import write_shards
@@ -69,10 +70,10 @@ def test_the_round_trip(folder: Path, tmp_path: Path, workers: int, caplog: pyte
     assert names == sorted(f"some-{number:06d}.{kind}" for number in range(written.shards) for kind in ("tar", "json"))
     assert written.shards >= 4
     for path in out.glob("*.tar"):
-        index = json.loads(path.with_suffix(".json").read_bytes())
+        index = unsealed(path.with_suffix(".json").read_bytes())
         assert index["size"] == path.stat().st_size <= 20_000 + 10_240
         content = path.read_bytes()
-        assert all(content[start : start + size] == expected[name] for name, start, size in index["members"])
+        assert all(content[start : start + size] == expected[name] for name, _, start, size, _ in index["members"])
         # GNU tar names every file, reads to the end and finds nothing to complain of
         listed = subprocess.run(["tar", "-tf", path], check=True, capture_output=True)
         assert len(listed.stdout.splitlines()) == len(index["members"]) and not listed.stderr
@@ -85,16 +86,47 @@ def test_broken_pictures_may_be_kept(folder: Path, tmp_path: Path, caplog: pytes
     (folder / "a" / "gone.png").symlink_to("nowhere")
     os.mkfifo(folder / "a" / "pipe.png")
     kept = write_shards(folder, tmp_path / "kept", broken="keep", workers=0)
-    assert kept.left_out == {"a/gone.png": "No such file or directory"}
+    assert kept.left_out == {"a/gone.png": "No such file or directory", "a/pipe.png": "a named pipe, a device or a socket is not read"}
     messages = [record.getMessage().partition(str(folder))[0] for record in caplog.records]
-    assert messages == ["left out a broken picture: ", "kept a broken picture: ", "kept a broken picture: ", "kept a broken picture: "]
+    assert messages == ["left out a broken picture: "] * 2 + ["kept a broken picture: "] * 2
     caplog.clear()
     unchecked = write_shards(folder, tmp_path / "unchecked", broken="unchecked", workers=0)
-    assert unchecked == kept and len(caplog.records) == 1
+    assert unchecked == kept and len(caplog.records) == 2
     assert files(tmp_path / "kept") == files(tmp_path / "unchecked")
-    pictures = unpacked(tmp_path / "kept")
-    assert pictures.pop("a/pipe.png") == b"", "nothing has waited for what comes through it"
-    assert pictures == before
+    assert unpacked(tmp_path / "kept") == before
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_webdataset_finds_one_sample_a_picture(tmp_path: Path) -> None:
+    """By its own reader, to which all files with one name up to the first dot are one sample."""
+    pictures = {}
+    for index, name in enumerate(
+        (
+            "a.png",
+            "a.jpg",
+            "a.v1.png",
+            "a.v2.png",
+            "v.1/b.png",
+            "v.1/b.x.y.PNG",
+            "a.png.png",
+            "c%2Ed.png",
+            "c.d.png",
+            "e\nf.png",
+            "g/h\n/i.png",
+        )
+    ):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / "folder" / name, format="PNG")
+        pictures[name] = (tmp_path / "folder" / name).read_bytes()
+    write_shards(tmp_path / "folder", tmp_path / "out", workers=0)
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    samples = list(webdataset.WebDataset(str(shard), shardshuffle=False, empty_check=False))
+    assert sorted(read_shard(shard).names) == sorted(pictures)
+    found = [[value for key, value in sample.items() if not key.startswith("__")] for sample in samples]
+    assert sorted(found) == sorted([content] for content in pictures.values())
+    assert len({sample["__key__"] for sample in samples}) == len(pictures)
+    shard.with_suffix(".json").unlink()
+    assert sorted(read_shard(shard).names) == sorted(pictures), "without an index, too"
 
 
 @pytest.mark.parametrize("moment", ["reading", "the index", "the shard", "the disk is full"])

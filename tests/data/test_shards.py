@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from gq_lightning.data import BrokenImage, ImageFolder, Shards
+from gq_lightning.data.pictures.index import sealed, unsealed
 from gq_lightning.data.pictures.reading import load_picture
 from gq_lightning.data.sets import CenterCrop, fingerprint
 from gq_lightning.data.shards import module as shards
@@ -101,6 +103,7 @@ def test_archives_of_other_tools(root: Path, scanned: list[str], made: Path) -> 
         path.unlink()
     with tarfile.open(root / "train-000000.tar", "a") as tar:
         tar.addfile(tarfile.TarInfo("class0/0.cls"))
+        tar.addfile(tarfile.TarInfo("class0/0.heic"))
     count = len(list(root.glob("*.tar")))
     data = Shards(str(root), **SIZES)  # type: ignore[arg-type]
     data.prepare_data()
@@ -114,54 +117,111 @@ def test_archives_of_other_tools(root: Path, scanned: list[str], made: Path) -> 
     assert scanned[count:] == ["train-000001.tar"]
 
 
-def spoilt(content: dict[str, object], **changes: object) -> bytes:
-    return json.dumps(content | changes).encode()
+def content_of(index: Path) -> dict[str, Any]:
+    return unsealed(index.read_bytes())
 
 
-INDEXES: dict[str, Callable[[dict[str, object]], bytes]] = {
-    "torn": lambda index: json.dumps(index).encode()[:-9],
-    "another's": lambda index: b'{"statistics": 1}',
-    "a list": lambda index: b"[1]",
-    "another size": lambda index: spoilt(index, size=512),
-    "beyond the end": lambda index: spoilt(index, members=[["a.png", 512, 2**40]]),
-    "before the beginning": lambda index: spoilt(index, members=[["a.png", 0, 4]]),
-    "backwards": lambda index: spoilt(index, members=[["a.png", 1024, -4]]),
-    "leads out": lambda index: spoilt(index, members=[["a/../../b.png", 512, 4]]),
-    "absolute": lambda index: spoilt(index, members=[["/b.png", 512, 4]]),
-    "no name": lambda index: spoilt(index, members=[["", 512, 4]]),
-    "no text": lambda index: spoilt(index, members=[["\ud800.png", 512, 4]]),
-    "a number for a name": lambda index: spoilt(index, members=[[5, 512, 4]]),
-    "a list for a name": lambda index: spoilt(index, members=[[["a.png"], 512, 4]]),
-    "lists for numbers": lambda index: spoilt(index, members=[["a.png", [512, 512], [4, 4]]]),
-    "more than 64 bits": lambda index: spoilt(index, members=[["a.png", 2**63 - 1, 2**63 - 1]]),
-    "hidden": lambda index: spoilt(index, members=[["a/.b.png", 512, 4]]),
-    "zero byte": lambda index: spoilt(index, members=[["a\0b.png", 512, 4]]),
-    "infinite": lambda index: spoilt(index, members=[["a.png", float("inf"), 4]]),
-    "twice": lambda index: spoilt(index, members=[["a.png", 512, 4], ["a.png", 512, 4]]),
-    "no members": lambda index: spoilt(index, members=3),
-    "nothing left out": lambda index: spoilt(index, left_out=[]),
+def first(content: dict[str, Any], *place: Any) -> bytes:
+    """Sealed well, with one picture at that place."""
+    return sealed(content | {"members": [list(place)]})
+
+
+INDEXES: dict[str, Callable[[dict[str, Any]], bytes]] = {
+    "torn": lambda index: sealed(index)[:-9],
+    "empty": lambda index: b"",
+    "another size": lambda index: sealed(index | {"size": 512}),
+    "another format": lambda index: sealed(index | {"format": "gq_lightning shard 3"}),
+    "beyond the end": lambda index: first(index, "a.png", 0, 512, 2**40, 1),
+    "before the beginning": lambda index: first(index, "a.png", -512, 0, 4, 1),
+    "no header": lambda index: first(index, "a.png", 512, 512, 4, 1),
+    "backwards": lambda index: first(index, "a.png", 0, 1024, -4, 1),
+    "leads out": lambda index: first(index, "a/../../b.png", 0, 512, 4, 1),
+    "absolute": lambda index: first(index, "/b.png", 0, 512, 4, 1),
+    "no name": lambda index: first(index, "", 0, 512, 4, 1),
+    "no text": lambda index: first(index, "\ud800.png", 0, 512, 4, 1),
+    "a number for a name": lambda index: first(index, 5, 0, 512, 4, 1),
+    "a list for a name": lambda index: first(index, ["a.png"], 0, 512, 4, 1),
+    "too few numbers": lambda index: first(index, "a.png", 512, 4),
+    "more than 64 bits": lambda index: first(index, "a.png", 0, 2**63, 4, 1),
+    "near 64 bits": lambda index: first(index, "a.png", 0, 2**63 - 1, 2**63 - 1, 1),
+    "hidden": lambda index: first(index, "a/.b.png", 0, 512, 4, 1),
+    "zero byte": lambda index: first(index, "a\0b.png", 0, 512, 4, 1),
+    "infinite": lambda index: first(index, "a.png", 0, float("inf"), 4, 1),
+    "twice": lambda index: sealed(index | {"members": [["a.png", 0, 512, 4, 1], ["a.png", 0, 512, 4, 1]]}),
+    "no members": lambda index: sealed(index | {"members": 3}),
+    "nothing left out": lambda index: sealed(index | {"left_out": []}),
+    "a list": lambda index: sealed([1]),
 }
 
 
 @pytest.mark.parametrize("kind", INDEXES)
-def test_an_index_that_is_wrong_is_not_believed(kind: str, root: Path, scanned: list[str]) -> None:
+def test_an_index_that_is_wrong_is_named_and_not_believed(
+    kind: str, root: Path, scanned: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     path = root / "train-000001.json"
-    path.write_bytes(INDEXES[kind](json.loads(path.read_bytes())))
+    path.write_bytes(INDEXES[kind](content_of(path)))
     pictures = every(root)
     assert scanned == ["train-000001.tar"] and len(pictures) == COUNT
     assert all(pictures[index].shape == (3, 16, 16) for index in range(COUNT))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"{path} is ") and "`python -m gq_lightning shard`" in line
+
+
+@pytest.mark.parametrize("content", [b'{"statistics": 1}', b"[1]"])
+def test_a_file_of_another_tool_beside_a_shard(content: bytes, root: Path, scanned: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    (root / "train-000001.json").write_bytes(content)
+    assert len(every(root)) == COUNT and scanned == ["train-000001.tar"] and not caplog.records
+
+
+def test_any_flipped_bit_of_an_index_is_noticed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = root / "train-000001.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        caplog.clear()
+        read_shard(root / "train-000001.tar")
+        assert [record.getMessage().startswith(f"{path} is damaged") for record in caplog.records] == [True], place
+
+
+def test_any_flipped_bit_of_a_picture_is_noticed(root: Path) -> None:
+    """Headers, names and pixels; what fills up blocks has no meaning."""
+    path = root / "train-000000.tar"
+    content, shard = path.read_bytes(), read_shard(path)
+    for place in range(0, int(shard.places[-1, 1] + shard.places[-1, 2]), 41):
+        inside = (shard.places[:, 0] <= place) & (place < shard.places[:, 1] + shard.places[:, 2])
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        pictures, named = every(root), []
+        for index in range(len(shard.names)):
+            try:
+                pictures[index]
+            except BrokenImage as error:
+                named.append(index)
+                assert str(error).startswith(f"{path}: {shard.names[index]}: ")
+        assert named == np.flatnonzero(inside).tolist(), place
+
+
+def test_an_index_of_the_older_form(root: Path, scanned: list[str], caplog: pytest.LogCaptureFixture, made: Path) -> None:
+    path = root / "train-000001.json"
+    before = content_of(path)
+    members = [[name, offset, size] for name, _, offset, size, _ in before["members"]]
+    old = {"format": "gq_lightning shard 1", "size": before["size"], "members": members, "left_out": {}}
+    path.write_text(json.dumps(old))
+    assert len(every(root)) == COUNT and scanned == ["train-000001.tar"]
+    assert f"{path} has the older form, without checksums; the archive is read without it: `python -m gq" in caplog.text
+    write_shards(made / "folder", root, megabytes=0.008, workers=0)
+    assert path.read_bytes() == (made / "shards" / "train-000001.json").read_bytes()
 
 
 def test_a_shard_that_is_not_what_its_index_says(root: Path) -> None:
     pictures = every(root)
     content = (root / "train-000000.tar").read_bytes()
     assert pictures[0].shape == (3, 16, 16)
-    start = int(pictures._offset[1])
+    start = int(pictures._places[1, 1])
     (root / "train-000000.tar").write_bytes(content[: start - 512] + bytes(512) + content[start:])
     with pytest.raises(BrokenImage, match=r"train-000000\.tar: class0/12\.jpg: is not where the index says"):
         pictures[1]
     (root / "train-000000.tar").write_bytes(content[: start + 4] + b"#" * 40 + content[start + 44 :])
-    with pytest.raises(BrokenImage, match=r"train-000000\.tar: class0/12\.jpg: "):
+    with pytest.raises(BrokenImage, match=r"train-000000\.tar: class0/12\.jpg: differs from its checksum in the index"):
         pictures[1]
     assert pictures[0].shape == (3, 16, 16), "the others are what they were"
     (root / "train-000000.tar").write_bytes(content[: start + 4])
@@ -169,6 +229,17 @@ def test_a_shard_that_is_not_what_its_index_says(root: Path) -> None:
         pictures[1]
     with pytest.raises(UserError, match=r"train-000000\.tar: .*cut short or damaged"):
         every(root)
+
+
+def test_an_archive_under_the_index_of_another(root: Path) -> None:
+    """Of the same size, with a picture at the same place: the names are compared."""
+    for name in ("one", "two"):
+        (root / name).mkdir()
+        Image.new("RGB", (16, 16), "red").save(root / name / f"{name}.png")
+        write_shards(root / name, root, name, workers=0)
+    shutil.copy(root / "two-000000.tar", root / "one-000000.tar")
+    with pytest.raises(BrokenImage, match=r"one-000000\.tar: one\.png: is not where the index says"):
+        ShardSet([read_shard(root / "one-000000.tar")], None, CenterCrop(16), "all")[0]
 
 
 def test_a_shard_that_vanishes(root: Path) -> None:
@@ -208,7 +279,10 @@ def test_equal_names_in_two_shards(root: Path) -> None:
     assert len(set(names)) == len(names) > COUNT
     assert {"train-000000.tar/class0/0.jpg", "train-000099.tar/class0/0.jpg"} < set(names)
     data = Shards(str(root), **SIZES)  # type: ignore[arg-type]
-    assert len(data.training_set()) + len(data.evaluation_set()) == len(names)
+    twice = {name.partition("/")[2] for name in names if name.startswith("train-000099")}
+    evaluated = [data.evaluation_set().name(index).partition("/")[2] for index in range(len(data.evaluation_set()))]
+    left_out = sum(name in twice for name in evaluated) - 2 * sum(evaluated.count(name) == 2 for name in twice)
+    assert len(data.training_set()) + len(data.evaluation_set()) + left_out == len(names)
 
 
 def test_few_files_are_open_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

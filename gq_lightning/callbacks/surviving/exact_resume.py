@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from gq_lightning.data.order import derived_seed
-from gq_lightning.lightning_internals import as_after_a_batch, begin_epoch_after_resuming
+from gq_lightning.lightning_internals import as_after_a_batch, begin_after_resuming
 
 
 class ExactResume(Callback):
@@ -25,7 +25,7 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trained = True
-        begin_epoch_after_resuming(trainer)
+        begin_after_resuming(trainer, trainer.datamodule.batches_before(trainer.current_epoch))  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         seed = derived_seed(trainer.datamodule.seed, trainer.current_epoch, batch_idx, trainer.global_rank)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gq_lightning.data import ImageDataModule
 from gq_lightning.distributed import any_over_ranks
+from gq_lightning.errors import printable
 from gq_lightning.files import RunFolder, write_whole
 from gq_lightning.lightning_internals import is_fitting
 
@@ -29,14 +30,14 @@ class BrokenPictures(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule, alone: bool = False) -> None:
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         found = {
-            f"{guarded.pictures.split}: {guarded.name(index)}"
+            printable(f"{guarded.pictures.split}: {guarded.name(index)}")
             for guarded in data.loaded
             for index in (guarded.broken if alone else any_over_ranks(guarded.broken.to(pl_module.device))).nonzero().flatten().tolist()
         }
         if not (found and trainer.is_global_zero):
             return
         path = RunFolder(trainer.default_root_dir).broken_pictures
-        known = set(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()) if path.exists() else set()
+        known = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
         if found <= known:
             return
-        write_whole(path, "".join(f"{line}\n" for line in sorted(found | known)).encode("utf-8", "surrogateescape"))
+        write_whole(path, "".join(f"{line}\n" for line in sorted(found | known)).encode())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
-from gq_lightning.errors import UserError
+from gq_lightning.errors import UserError, printable
 
 if TYPE_CHECKING:
     from gq_lightning.quantizers import Quantizer
@@ -40,7 +40,9 @@ def run(
     convert(tokenizer, another_codebook(tokenizer.quantizer, changes, str(checkpoint)) if changes else None)
     tokenizer.save_pretrained(out)
     quantizer = tokenizer.quantizer
-    print(f"{out}: {type(tokenizer.backbone).__name__}, {quantizer.tokens_per_position} tokens of {quantizer.codebook_size} per position")
+    print(
+        f"{printable(out)}: {type(tokenizer.backbone).__name__}, {quantizer.tokens_per_position} tokens of {quantizer.codebook_size} per position"
+    )
 
 
 def another_codebook(trained: "Quantizer", changes: dict[str, Any], source: str) -> "Quantizer":

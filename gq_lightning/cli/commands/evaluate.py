@@ -5,6 +5,8 @@ from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from gq_lightning.errors import printable
+
 
 def run(
     *,
@@ -47,8 +49,8 @@ def run(
     values, protocol = evaluate(loaded, module.test_dataloader(), rfid=rfid)
     skipped: dict[str, int] = {"skipped_pictures": module.skipped} if module.skipped else {}
     write_metrics(out, values, protocol, module.protocol(), tokenizer_fingerprint=loaded.fingerprint, **skipped)
-    console = Console(soft_wrap=True)
-    console.print(metrics_table(values, title=f"{values['images']} images of {data}"))
-    console.print(str(out))
+    console = Console(soft_wrap=True, markup=False, emoji=False)
+    console.print(metrics_table(values, title=f"{values['images']} images of {printable(data)}"))
+    console.print(printable(out))
     if skipped:  # each has been named, in a warning
         print(f"{module.skipped} of {module.skipped + values['images']} pictures were broken and skipped", file=sys.stderr)

@@ -5,6 +5,8 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
+from gq_lightning.errors import printable
+
 
 def run(
     checkpoint: Path,
@@ -31,4 +33,4 @@ def run(
 
     tokenizer = import_checkpoint(checkpoint, backbone, bits_per_position, codebook_size, config and find_config(config))
     tokenizer.save_pretrained(out)
-    print(f"{out}: {type(tokenizer.backbone).__name__}, {tokenizer.quantizer.extra_repr()}")
+    print(f"{printable(out)}: {type(tokenizer.backbone).__name__}, {tokenizer.quantizer.extra_repr()}")

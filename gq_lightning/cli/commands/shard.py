@@ -5,6 +5,8 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat
 
+from gq_lightning.errors import printable
+
 
 def run(
     folder: Path,
@@ -30,4 +32,4 @@ def run(
 
     written = write_shards(folder, out, split, size, broken, workers)
     left_out = f", {len(written.left_out)} broken ones left out" if written.left_out else ""
-    print(f"{out}: {written.shards} shards of {written.pictures} pictures{left_out}")
+    print(f"{printable(out)}: {written.shards} shards of {written.pictures} pictures{left_out}")

@@ -13,4 +13,4 @@ def run() -> None:
         weights.fetch(name)
     for name, path, size, sha256 in weights.report():
         table.add_row(name, f"{(size or 0) / 1e6:.1f}", sha256[:16] + "…", str(path))
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False, emoji=False).print(table)

@@ -1,4 +1,4 @@
-"""Listings that took long are kept in the user's cache folder: JSON with its SHA-256, in a file named by a hash of the path listed."""
+"""JSON that is noticed to be damaged, and the listings that took long, kept as such in the user's cache folder by a hash of their path."""
 
 import hashlib
 import json
@@ -10,28 +10,38 @@ from typing import Any
 from gq_lightning.errors import UserError, printable
 from gq_lightning.files import cache_folder, write_whole
 
-VERSION = 1  # of the content; files of other versions are not read
+VERSION = 2  # of the content; files of other versions are not read
 logger = logging.getLogger("gq_lightning.data")
+
+
+def sealed(content: Any) -> bytes:
+    """Plain data as a line of its SHA-256 and one of JSON."""
+    # file names that are not valid text contain lone surrogates, which ASCII escapes
+    text = json.dumps(content, separators=(",", ":")).encode("ascii")
+    return hashlib.sha256(text).hexdigest().encode() + b"\n" + text + b"\n"
+
+
+def unsealed(sealed: bytes) -> Any:
+    """The data; None where these bytes are not what `sealed` made, or not all of it."""
+    digest, _, text = sealed.partition(b"\n")
+    if not text.endswith(b"\n") or hashlib.sha256(text[:-1]).hexdigest().encode() != digest:
+        return None
+    return json.loads(text)
 
 
 def recall(path: Path) -> Any:
     """What `keep` last stored for that file or folder, links resolved; None where there is nothing, or it is damaged."""
     try:
-        digest, _, content = _file(path).read_bytes().partition(b"\n")
+        kept = unsealed(_file(path).read_bytes())
     except OSError:
         return None
-    if hashlib.sha256(content).hexdigest().encode() != digest:
-        return None
-    kept = json.loads(content)
-    return kept["content"] if (kept["version"], kept["path"]) == (VERSION, os.path.realpath(path)) else None
+    return kept["content"] if kept and (kept["version"], kept["path"]) == (VERSION, os.path.realpath(path)) else None
 
 
 def keep(path: Path, content: Any) -> None:
     """Stores plain data for `recall`. Where it cannot be written, a warning says so; nothing is raised."""
-    # file names that are not valid text contain lone surrogates, which ASCII escapes
-    kept = json.dumps({"version": VERSION, "path": os.path.realpath(path), "content": content}, separators=(",", ":")).encode("ascii")
     try:
-        write_whole(_file(path), hashlib.sha256(kept).hexdigest().encode() + b"\n" + kept)
+        write_whole(_file(path), sealed({"version": VERSION, "path": os.path.realpath(path), "content": content}))
     except UserError as error:
         logger.warning("%s is listed again at each start: %s (or set GQ_LIGHTNING_HOME)", printable(path), str(error).rpartition(": ")[0])
 

@@ -3,9 +3,9 @@
 file --load_picture--> upright RGB picture --resize_shorter, center_crop--> square --to_tensor--> (3, H, W) in [-1, 1]
 """
 
-import os
 import warnings
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -15,7 +15,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from gq_lightning.errors import UserError
+from gq_lightning.files import open_regular
 
+# Pillow's names of what is read. It would hand other formats, whatever the file is called, to an interpreter of their own (PostScript).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+ROWS = 256  # that are converted at a time, where that takes more memory than the result
 # The published preparation of a picture (https://arxiv.org/abs/2512.06609), which is the default of torchvision's Resize on Pillow's
 # pictures. Evaluation and training resize by it. Bicubic and a rounded longer side move PSNR by half a decibel.
 RESAMPLING = Image.Resampling.BILINEAR
@@ -46,38 +50,48 @@ def load_picture(file: str | Path | BinaryIO, name: str | Path | None = None) ->
         # Pillow warns of odd metadata and of large pictures, neither of which stops it; its limit for bombs raises
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with open_file(file) if isinstance(file, str | Path) else nullcontext(file) as opened:
+            with open_regular(file) if isinstance(file, str | Path) else nullcontext(file) as opened:
                 if not opened.read(1):
                     raise BrokenImage("the file is empty")
                 opened.seek(0)
-                with Image.open(opened) as picture:
+                with Image.open(opened, formats=_formats()) as picture:
                     ImageOps.exif_transpose(picture, in_place=True)
                     return _to_rgb(picture)
     except Exception as error:  # Pillow's readers raise nearly every built-in exception on damaged files
         raise BrokenImage(f"{name or file}: {_reason(error)}") from error
 
 
-def open_file(path: str | Path) -> BinaryIO:
-    """Opens for reading. O_NONBLOCK makes a named pipe among the pictures an empty file, instead of waiting for it for ever."""
-    return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # some Pillows come without AVIF
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):
-        return Image.fromarray(_scale_16_bits(np.asarray(picture))).convert("RGB")
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no fixed white, convert the picture to 8 or 16 bits")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
+    picture.load()
+    deep = picture.mode.startswith("I")
+    if not deep and not picture.has_transparency_data:
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    result = Image.new("RGB", picture.size, "white")
+    for top in range(0, picture.height, ROWS):
+        rows = picture.crop((0, top, picture.width, min(top + ROWS, picture.height)))
+        if deep:
+            rows = Image.fromarray(_from_16_bits(np.asarray(rows), picture.info.get("transparency")))
+        else:
+            rows = rows.convert("RGBA")
+            rows = Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows)
+        result.paste(rows.convert("RGB"), (0, top))
+    return result
 
 
-def _scale_16_bits(grey: np.ndarray) -> np.ndarray:
+def _from_16_bits(grey: np.ndarray, transparent: object) -> np.ndarray:
     values = grey.astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("grey values outside 0..65535, convert the picture to 8 or 16 bits")
-    return ((values + 128) // 257).astype(np.uint8)  # rounds value * 255 / 65535
+    scaled = ((values + 128) // 257).astype(np.uint8)  # rounds value * 255 / 65535
+    return np.where(values == transparent, np.uint8(255), scaled) if isinstance(transparent, int) else scaled
 
 
 def _reason(error: Exception) -> str:
@@ -94,6 +108,8 @@ def _reason(error: Exception) -> str:
             return "not a picture in a known format"
         case Image.DecompressionBombError():
             return f"too many pixels to be a picture ({Image.MAX_IMAGE_PIXELS} is large, twice that is refused)"
+        case OSError(strerror=str(reason)):
+            return f"cannot be read: {reason}"
     return f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
 
 

@@ -8,93 +8,138 @@ search for a million files; its bytes are read by position, from a file that sta
 
 import io
 import json
+import logging
 import os
+import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from tarfile import BLOCKSIZE
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from gq_lightning.data.folders import held_out
-from gq_lightning.data.module import ImageDataModule
-from gq_lightning.data.pictures.index import keep, recall
+from gq_lightning.data.folders import SplitPictures
+from gq_lightning.data.pictures.index import keep, recall, sealed, unsealed
 from gq_lightning.data.pictures.progress import progress
 from gq_lightning.data.pictures.reading import BrokenImage, load_picture
-from gq_lightning.data.sets import CenterCrop, Cut, PictureSet, StoredSet, TrainingCrop
-from gq_lightning.data.shards.tar import BLOCK, header_size, read_members
+from gq_lightning.data.sets import TAIL, CenterCrop, StoredSet, TrainingCrop
+from gq_lightning.data.shards.tar import pictures_in, read_members
 from gq_lightning.errors import UserError
-from gq_lightning.files import write_whole
+from gq_lightning.files import open_regular, write_whole
 
-FORMAT = "gq_lightning shard 1"
+FORMAT, OLD = "gq_lightning shard 2", "gq_lightning shard 1"  # of an index; the older form has no checksums
 LARGEST = 1 << 30  # bytes of a picture; one with more would have too many pixels
+UNKNOWN = -1  # checksum of a picture in an archive that is not ours
+REBUILD = "`python -m gq_lightning shard`, called as it was for these shards, makes it anew"
+logger = logging.getLogger("gq_lightning.data")
 
 
 class Shard(NamedTuple):
-    """An archive and the pictures in it: names, and (pictures,) int64 offsets of their bytes and sizes. `left_out`: why others are not."""
+    """An archive and the pictures in it.
+
+    Attributes:
+        path: the archive.
+        names: of the pictures.
+        places: (pictures, 4) int64, of each: where its headers begin, where its bytes do, how many they are, and the CRC-32 of
+            headers and bytes, or UNKNOWN.
+        left_out: why other pictures of the folder are not in it, by name.
+        indexed: whether a good index lies beside it.
+    """
 
     path: Path
     names: Sequence[str]
-    offsets: np.ndarray
-    sizes: np.ndarray
+    places: np.ndarray
     left_out: Mapping[str, str]
+    indexed: bool = False
 
     @classmethod
-    def of(cls, path: Path, members: Iterable[Sequence[Any]], left_out: Mapping[str, str]) -> "Shard":
-        """A shard by its members: name, offset, size."""
-        names, *columns = zip(*members, strict=True) if members else ((), (), ())
-        offsets, sizes = (np.array(column, dtype=np.int64).reshape(len(names)) for column in columns)
-        return cls(path, names, offsets, sizes, left_out)
+    def of(cls, path: Path, members: Sequence[Sequence[Any]], left_out: Mapping[str, str], indexed: bool = False) -> "Shard":
+        """A shard by its members: name, start, offset, size, checksum."""
+        places = np.array([place for _, *place in members], dtype=np.int64).reshape(len(members), 4)
+        return cls(path, [name for name, *_ in members], places, left_out, indexed)
+
+
+class _Unfit(UserError):
+    """An index that is not to be believed, but perhaps in what it says of those `left_out`."""
+
+    def __init__(self, message: str, left_out: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.left_out = left_out or {}
 
 
 def read_shard(path: Path) -> Shard:
     """What is in an archive: by the index that `shard` wrote beside it, or by one pass over its headers, which is kept as an index.
 
-    An index is believed if the archive has the size that it tells. Each picture's header is checked again as the picture is read.
+    An index that is damaged, or another archive's, is named in a warning, and the archive is asked. Each picture is compared with what
+    is said of it as it is read.
 
     Raises:
         UserError: see `read_members`.
     """
     try:
-        status = path.stat()
+        with open_regular(path) as file:
+            status = os.fstat(file.fileno())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if (shard := _beside(path, status.st_size)) is not None:
-        return shard
+    left_out: Mapping[str, str] = {}
+    try:
+        if (shard := _beside(path, status.st_size)) is not None:
+            return shard
+    except _Unfit as error:
+        left_out = error.left_out
+        logger.warning("%s; the archive is read without it: %s", error, REBUILD)
     state = [status.st_size, status.st_mtime_ns, status.st_ino]
-    if (kept := recall(path)) is not None and kept["state"] == state:
-        return Shard.of(path, kept["members"], {})
-    members = read_members(path)
-    keep(path, {"state": state, "members": members})
-    return Shard.of(path, members, {})
+    if (kept := recall(path)) is None or kept["state"] != state:
+        keep(path, kept := {"state": state, "members": [(*member, UNKNOWN) for member in read_members(path)]})
+    return Shard.of(path, kept["members"], left_out)
 
 
 def write_index(path: Path, archive: Path, left_out: Mapping[str, str]) -> None:
     """Writes the index of a shard beside `path`, where it is to be. `archive`: where its bytes are now."""
-    content = {"format": FORMAT, "size": archive.stat().st_size, "members": read_members(archive), "left_out": left_out}
-    write_whole(path.with_suffix(".json"), json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n")
+    with open_regular(archive) as file:
+        descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
+        members = [
+            (*member, zlib.crc32(os.pread(descriptor, member.offset + member.size - member.start, member.start)))
+            for member in read_members(archive)
+        ]
+    content = {"format": FORMAT, "size": size, "members": members, "left_out": left_out}
+    write_whole(path.with_suffix(".json"), sealed(content))
 
 
 def _beside(path: Path, size: int) -> Shard | None:
-    """The shard by the index beside it; None where that is another archive's, torn, not ours or not there: the archive knows better."""
+    """The shard by the index beside it, None where there is none. Raises _Unfit where it is not to be believed."""
+    index = path.with_suffix(".json")
     try:
-        content = json.loads(path.with_suffix(".json").read_bytes())
-        if (content["format"], content["size"]) != (FORMAT, size):
-            return None
-        shard = Shard.of(path, content["members"], {str(name): str(reason) for name, reason in content["left_out"].items()})
-        text = "\0/".join(["", *shard.names, ""])
-        text.encode("utf-8", "surrogateescape")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        with open_regular(index) as file:
+            text = file.read()
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _Unfit(f"{index} cannot be read: {error.strerror or error}") from error
+    try:
+        content = unsealed(text)
+        if content is None:
+            other = json.loads(text)  # a whole file of another kind
+            if isinstance(other, dict) and other.get("format") == OLD:
+                raise _Unfit(f"{index} has the older form, without checksums", other["left_out"])
+            return None
+        shard = Shard.of(path, content["members"], {str(name): str(reason) for name, reason in content["left_out"].items()}, True)
+        names = "\0/".join(["", *shard.names, ""])
+        names.encode("utf-8", "surrogateescape")
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise _Unfit(f"{index} is damaged") from error
     # a name leads nowhere else if no part of it is empty or begins with a dot
-    plain = not any(wrong in text for wrong in ("/.", "//", "/\0")) and text.count("\0") - 1 == len(shard.names) == len({*shard.names})
-    ends = shard.offsets + shard.sizes
-    inside = ((shard.offsets >= BLOCK) & (shard.sizes >= 0) & (ends >= 0) & (ends <= size)).all()
-    return shard if plain and inside else None
+    plain = not any(wrong in names for wrong in ("/.", "//", "/\0")) and names.count("\0") - 1 == len(shard.names) == len({*shard.names})
+    starts, offsets, sizes, _ = shard.places.T
+    inside = (starts >= 0) & (starts + BLOCKSIZE <= offsets) & (sizes >= 0) & (sizes <= size) & (offsets <= size - sizes)
+    if (content["format"], content["size"]) != (FORMAT, size) or not plain or not inside.all():
+        raise _Unfit(f"{index} is the index of another archive, or damaged")
+    return shard
 
 
 class ShardSet(StoredSet):
@@ -106,38 +151,52 @@ class ShardSet(StoredSet):
         crop, split: see StoredSet.
     """
 
+    readers = 1
+
     def __init__(self, shards: Sequence[Shard], chosen: np.ndarray | None, crop: CenterCrop | TrainingCrop, split: str) -> None:
         chosen = np.ones(sum(len(shard.names) for shard in shards), dtype=bool) if chosen is None else chosen
         super().__init__(compress(names_of(shards), chosen), crop, split)
         self.paths = [str(shard.path) for shard in shards]
         self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.names) for shard in shards])[chosen]
-        self._offset = np.concatenate([shard.offsets for shard in shards])[chosen]
-        self._size = np.concatenate([shard.sizes for shard in shards])[chosen]
-        self._open: OrderedDict[int, int] = OrderedDict()  # descriptors, the one read last at the end
+        self._places = np.concatenate([shard.places for shard in shards])[chosen]
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()  # archives, the one read last at the end
 
     def load(self, index: int) -> Image.Image:
-        offset, size = int(self._offset[index]), int(self._size[index])
-        if size > LARGEST:
-            raise BrokenImage(f"{self.place(index)}: {size} bytes are too many for a picture")
         try:
-            content = os.pread(self._descriptor(int(self._shard[index])), BLOCK + size, offset - BLOCK)
+            return load_picture(io.BytesIO(self.content(index)), self.place(index))
         except OSError as error:
             raise BrokenImage(f"{self.place(index)}: {error.strerror or error}") from error
-        if len(content) < BLOCK + size or header_size(content[:BLOCK]) != size:
-            raise BrokenImage(f"{self.place(index)}: is not where the index says: the shard has changed, or is damaged")
-        return load_picture(io.BytesIO(memoryview(content)[BLOCK:]), self.place(index))
+
+    def content(self, index: int) -> bytes:
+        start, offset, size, checksum = self._places[index].tolist()
+        if size > LARGEST:
+            raise OSError(f"{size} bytes are too many for a picture")
+        stored = os.pread(self._archive(int(self._shard[index])).fileno(), offset + size - start, start)
+        try:
+            member = next(pictures_in(io.BytesIO(stored), []), None)
+        except UserError:
+            member = None
+        if member is None or member[1:] != (0, offset - start, size) or not f"/{self.names[index]}".endswith(f"/{member.name}"):
+            raise OSError("is not where the index says: the shard has changed, or is damaged")
+        if checksum not in (UNKNOWN, zlib.crc32(stored)):
+            raise OSError("differs from its checksum in the index: the shard is damaged, copy it again")
+        return stored[offset - start :]
+
+    def tail(self, index: int) -> bytes:
+        _, offset, size, _ = self._places[index].tolist()
+        return os.pread(self._archive(int(self._shard[index])).fileno(), min(size, TAIL), offset + max(0, size - TAIL))
 
     def place(self, index: int) -> str:
         return f"{self.paths[self._shard[index]]}: {self.names[index]}"
 
     def size(self, index: int) -> int:
-        return int(self._size[index])
+        return int(self._places[index, 2])
 
-    def _descriptor(self, shard: int) -> int:
+    def _archive(self, shard: int) -> BinaryIO:
         if shard not in self._open:
             if len(self._open) >= max(1, os.sysconf("SC_OPEN_MAX") // 2):
-                os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self.paths[shard], os.O_RDONLY)
+                self._open.popitem(last=False)[1].close()
+            self._open[shard] = open_regular(self.paths[shard])
         self._open.move_to_end(shard)
         return self._open[shard]
 
@@ -145,8 +204,8 @@ class ShardSet(StoredSet):
         return {**self.__dict__, "_open": OrderedDict()}  # another process opens its own
 
     def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_open", {}).values():
-            os.close(descriptor)
+        for archive in self.__dict__.get("_open", {}).values():
+            archive.close()
 
 
 def names_of(shards: Sequence[Shard]) -> list[str]:
@@ -157,7 +216,7 @@ def names_of(shards: Sequence[Shard]) -> list[str]:
     return [f"{shard.path.name}/{name}" for shard in shards for name in shard.names]
 
 
-class Shards(ImageDataModule):
+class Shards(SplitPictures):
     """Tar archives of pictures, as ``python -m gq_lightning shard`` or WebDataset's tools write them.
 
     What else is in them is passed over. Without `validation`, a share of the pictures is held out by their names, as ImageFolder does:
@@ -167,40 +226,13 @@ class Shards(ImageDataModule):
         root: folder of the archives.
         training: names of the archives to train on, a pattern.
         validation: names of those to evaluate on, all of whose pictures are; null takes a share of the training archives.
-        validation_share: that share, between 0 and 1.
-        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
-            `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
-            evaluation: the published training).
-        scale: share of the area that a resized or fast crop covers, lower and upper bound.
-        image_size: side of the square images in pixels.
-        batch_size: images in a training batch, on each device.
-        evaluation_batch_size: images in an evaluation batch; null takes batch_size.
-        workers: processes that read pictures, at most one a core.
-        skip_broken: evaluate without the pictures that cannot be read, instead of stopping at the first.
-        max_broken: stop training when more than this share of the pictures drawn so far could not be read.
     """
 
-    def __init__(
-        self,
-        root: str,
-        training: str = "train-*.tar",
-        validation: str | None = None,
-        validation_share: float = 0.05,
-        crop: Cut = "resized",
-        scale: tuple[float, float] = (0.8, 1.0),
-        image_size: int = 256,
-        batch_size: int = 16,
-        evaluation_batch_size: int | None = None,
-        workers: int = 4,
-        skip_broken: bool = False,
-        max_broken: float = 0.2,
-    ) -> None:
-        super().__init__(image_size, batch_size, evaluation_batch_size, workers, skip_broken, max_broken)
-        if not 0 < validation_share < 1:
-            raise UserError(f"data.validation_share {validation_share}: give a share between 0 and 1")
-        self.root, self.training, self.validation = Path(root).expanduser(), training, validation
-        self.validation_share = validation_share
-        self.training_crop = TrainingCrop(image_size, crop, scale)
+    kind, kinds = "shards", "shards"
+
+    def __init__(self, root: str, training: str = "train-*.tar", validation: str | None = None, **settings: Any) -> None:
+        super().__init__(root, **settings)
+        self.training, self.validation = training, validation
 
     def prepare_data(self) -> None:
         """Reads the headers of shards without an index, so that the other processes need not."""
@@ -208,26 +240,18 @@ class Shards(ImageDataModule):
             with suppress(UserError):  # said where the pictures are asked for
                 self._read(pattern)
 
-    def training_set(self) -> PictureSet:
-        if self.validation is not None:
-            return ShardSet(self._shards, None, self.training_crop, "training shards")
-        if self._held_out.all():
-            raise UserError(f"{self.root} has no pictures left to train on: add shards or give data.validation")
-        return ShardSet(self._shards, ~self._held_out, self.training_crop, "training share of shards")
+    def all_names(self) -> Sequence[str]:
+        return names_of(self._shards)
 
-    def evaluation_set(self) -> PictureSet:
-        crop = CenterCrop(self.image_size)
-        if self.validation is not None:
-            return ShardSet(self._read(self.validation), None, crop, "validation shards")
-        return ShardSet(self._shards, self._held_out, crop, f"{self.validation_share:g} of shards by hashed name")
+    def some(self, chosen: np.ndarray, crop: CenterCrop | TrainingCrop, split: str) -> StoredSet:
+        return ShardSet(self._shards, chosen, crop, split)
+
+    def separate(self, crop: CenterCrop, split: str) -> StoredSet | None:
+        return None if self.validation is None else ShardSet(self._read(self.validation), None, crop, split)
 
     @cached_property
     def _shards(self) -> list[Shard]:
         return self._read(self.training)
-
-    @cached_property
-    def _held_out(self) -> np.ndarray:
-        return held_out(names_of(self._shards), self.validation_share)
 
     def _read(self, pattern: str) -> list[Shard]:
         try:

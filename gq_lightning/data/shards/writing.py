@@ -2,15 +2,18 @@
 
 FOLDER --list_pictures--> names in order --> OUT/train-000000.tar, OUT/train-000000.json, OUT/train-000001.tar, ...
 
-Plain tar archives, as WebDataset's tools read them: files under their own names relative to FOLDER, bytes unchanged, neither times nor
-owners: one folder gives the same bytes everywhere. A shard is there whole or not at all, its index before it, and a call that was
-interrupted goes on behind the last one.
+Plain tar archives, in which WebDataset's tools find one sample a picture: files under their names relative to FOLDER, of which
+`tar.member_name` escapes what those would misread, bytes unchanged, neither times nor owners: one folder gives the same bytes everywhere.
+A shard is there whole or not at all, its index before it, and a call that was interrupted goes on behind the last one. It also writes
+indexes anew that are missing, damaged or of an older form.
 """
 
 import io
 import logging
+import posixpath
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 from gq_lightning.data.module import cores
 from gq_lightning.data.pictures.listing import list_pictures
 from gq_lightning.data.pictures.progress import progress
-from gq_lightning.data.pictures.reading import BrokenImage, WhenBroken, load_picture, open_file
+from gq_lightning.data.pictures.reading import BrokenImage, WhenBroken, load_picture
 from gq_lightning.data.shards.module import LARGEST, Shard, read_shard, write_index
-from gq_lightning.data.shards.tar import BLOCK
+from gq_lightning.data.shards.tar import member_name
 from gq_lightning.errors import UserError, printable
-from gq_lightning.files import Draft
+from gq_lightning.files import Draft, open_regular
 
 logger = logging.getLogger("gq_lightning.data")
 
@@ -49,7 +52,7 @@ class _Files(Dataset[tuple[bytes | None, str | None]]):
 
     def __getitem__(self, index: int) -> tuple[bytes | None, str | None]:
         try:
-            with open_file(self.folder / self.names[index]) as file:
+            with open_regular(self.folder / self.names[index]) as file:
                 content = file.read(LARGEST + 1)
         except OSError as error:
             return None, error.strerror or str(error)
@@ -86,6 +89,7 @@ def write_shards(
     left_out = {name: reason for shard in finished for name, reason in shard.left_out.items()}
     pictures = sum(len(shard.names) for shard in finished)
     done = pictures + len(left_out)
+    stems = Counter(posixpath.splitext(name)[0] for name in names)
     files = _Files(folder, names[done:], broken != "unchecked")
     loader = DataLoader(files, batch_size=None, num_workers=min(workers, cores()), generator=torch.Generator())
     contents = zip(files.names, loader, strict=True)  # starts the workers, which are not to inherit the bar's thread
@@ -98,12 +102,12 @@ def write_shards(
                 keep = content is not None and (reason is None or broken == "keep")
                 if reason is not None:
                     logger.warning("%s a broken picture: %s: %s", "kept" if keep else "left out", printable(folder / name), reason)
-                if keep and growing is not None and growing.pictures and growing.size + BLOCK + len(content) > megabytes * 1e6:
+                if keep and growing is not None and growing.pictures and growing.size + tarfile.BLOCKSIZE + len(content) > megabytes * 1e6:
                     growing.finish()
                     number, growing = number + 1, None
                 growing = growing or _Growing(out / f"{split}-{number:06d}.tar")
                 if keep:
-                    growing.add(name, content)
+                    growing.add(member_name(name, stems[posixpath.splitext(name)[0]] == 1), content)
                     pictures += 1
                 else:
                     growing.left_out[name] = left_out[name] = reason
@@ -129,6 +133,8 @@ def _finished(folder: Path, out: Path, split: str, names: list[str]) -> list[Sha
         held = sorted([*shard.names, *shard.left_out])
         if path.name != f"{split}-{len(shards):06d}.tar" or held != names[done : done + len(held)]:
             raise UserError(f"{path} has other pictures than those of {folder} that are due: choose another --out, or delete its shards")
+        if not shard.indexed:
+            write_index(path, path, shard.left_out)
         shards.append(shard)
         done += len(held)
     return shards
