@@ -4,11 +4,9 @@ Each function says in our words what the rest of the package wants done. pyproje
 those of `INTERNALS` that another version has lost.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -21,9 +19,11 @@ __all__ = ["MisconfigurationException", "SIGTERMException"]
 INTERNALS = {
     "Trainer": (
         "_accelerator_connector.cluster_environment",
+        "_logger_connector.update_train_step_metrics",
         "_signal_connector.received_sigterm",
         "_signal_connector.register_signal_handlers",
         "fit_loop._data_fetcher",
+        "fit_loop.epoch_loop._batches_that_stepped",
         "fit_loop.epoch_loop._broadcast_sigterm_tensor",
         "fit_loop.epoch_loop._should_check_val_fx",
         "fit_loop.epoch_progress.current",
@@ -34,8 +34,7 @@ INTERNALS = {
         "strategy.launcher",
     ),
     "DDPStrategy": ("cluster_environment",),
-    "SubprocessLauncher": ("kill", "procs"),
-    "ChildProcessObserver": ("_child_processes",),
+    "SubprocessLauncher": ("kill",),
     "LightningOptimizer": ("_on_after_step", "_on_before_step"),
     "LightningCLI": ("_get",),
     "RichProgressBar": ("_get_train_description", "_stop_progress"),
@@ -82,22 +81,10 @@ def cluster_environment(trainer: Trainer) -> Any:
     return getattr(trainer.strategy, "cluster_environment", None) or trainer._accelerator_connector.cluster_environment
 
 
-def launched_ranks(trainer: Trainer) -> list[Any]:
-    """The ranks that this process has begun, as objects of subprocess.Popen."""
-    return getattr(trainer.strategy.launcher, "procs", [])
-
-
 def signal_launched_ranks(trainer: Trainer, number: int) -> None:
-    """Sends them a signal."""
+    """Sends a signal to the ranks that this process has begun."""
     if (launcher := trainer.strategy.launcher) is not None:
         launcher.kill(number)
-
-
-def dismiss_observers() -> None:
-    """Ends the threads that watch the launched ranks and, when one is gone, kill all the others without a word."""
-    for thread in threading.enumerate():
-        if isinstance(thread, _ChildProcessObserver):
-            thread._child_processes = []  # it ends where there is none
 
 
 # Steps and progress
@@ -106,6 +93,18 @@ def dismiss_observers() -> None:
 def leave_uncounted(optimizer: LightningOptimizer) -> None:
     """Its steps are not among the trainer's `global_step`."""
     optimizer._on_before_step = optimizer._on_after_step = lambda: None
+
+
+def log_complete_steps(trainer: Trainer, complete: Callable[[], bool]) -> None:
+    """To be called as training starts: what is logged goes to the loggers when a step is complete, not after each batch of it."""
+    connector = trainer._logger_connector
+    update = connector.update_train_step_metrics
+    connector.update_train_step_metrics = lambda: update() if complete() else None  # type: ignore[method-assign]
+
+
+def log_by_step(trainer: Trainer) -> None:
+    """To be called within each batch: the loggers count optimizer steps, from 0, where Lightning would count batches."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1
 
 
 def begin_epoch_after_resuming(trainer: Trainer) -> None:
@@ -131,7 +130,7 @@ def as_after_a_batch(checkpoint: dict[str, Any]) -> None:
         tracked["completed"] = tracked["ready"] - 1
     for tracked in loop["epoch_progress"].values():
         tracked["processed"] = tracked["completed"] = tracked["ready"] - 1
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = batches["total"]["ready"] - 1
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - 1
 
 
 class ProgressBar(RichProgressBar):

@@ -224,7 +224,7 @@ class UNet(Backbone):
         UserError: a width is not a multiple of `norm_groups`, there is no level or no block, or a size is not a multiple of `downsampling`.
     """
 
-    window = None
+    fixed_image_size = None
 
     training_arguments = frozenset({"gradient_checkpointing"})
     later_arguments: ClassVar[Mapping[str, Any]] = {"patch_size": 1}

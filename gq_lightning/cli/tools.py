@@ -100,7 +100,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from gq_lightning.metrics.report import metrics_table
 
     tokenizer = _load(arguments)
-    size = arguments.size or tokenizer.window or 256
+    size = arguments.size or tokenizer.fixed_image_size or 256
     folder = str(arguments.data)
     options = {"batch_size": arguments.batch_size, "workers": arguments.workers, "skip_broken": arguments.skip_broken}
     data = ImageFolder(root=folder, validation_root=folder, image_size=size, **options)
