@@ -31,7 +31,7 @@ def trajectories(run: Path) -> dict[str, list[list[float]]]:
 @torch.no_grad()
 def histogram(tokenizer: ImageTokenizer, folder: Path) -> dict[str, Any]:
     """Tokens per bin of `width` bits, the first of which begins at `first` widths."""
-    data = ImageFolder(str(folder), str(folder), image_size=tokenizer.window or 256, evaluation_batch_size=32, workers=0)
+    data = ImageFolder(str(folder), str(folder), image_size=tokenizer.fixed_image_size or 256, evaluation_batch_size=32, workers=0)
     counts = torch.zeros(0, dtype=torch.int64)
     for images in data.test_dataloader():
         bits = tokenizer.reconstruct(images).bits

@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     for run in options.runs:
         tokenizer = ImageTokenizer.from_pretrained(run / "tokenizer")
-        sets = foreign(tokenizer.window or SIZE, options.photographs)
+        sets = foreign(tokenizer.fixed_image_size or SIZE, options.photographs)
         content = {
             "target_bits": math.log2(tokenizer.codebook_size),
             "photographs": options.photographs.name if options.photographs else "scikit-image",

@@ -45,7 +45,6 @@ def arguments(pictures: Path, runs: Path, name: str, ranks: int = 1, nodes: int 
         *(["--data.init_args.evaluation_batch_size=1"] if ranks > 1 else []),
         *("--model.backbone.init_args.width=32", "--model.backbone.init_args.layers=1", "--model.schedule=cosine"),
         *("--model.quantizer.init_args.codebook_size=256", "--model.quantizer.init_args.latent_channels=4"),
-        *("--trainer.callbacks=gq_lightning.callbacks.TDC", "--trainer.callbacks+=gq_lightning.callbacks.GaussianQuant"),
         *("--export.rfid=false", "--trainer.enable_progress_bar=false", "--trainer.max_steps=24", "--trainer.val_check_interval=7"),
         *("--last.every_n_train_steps=3", "--ema_decay=0.9", f"--runs={runs}", f"--name={name}", "--threads=1", "--ckpt_path=last"),
         *([] if ranks == 1 else [f"--trainer.devices={ranks // nodes}", f"--trainer.num_nodes={nodes}", "--trainer.strategy=ddp"]),

@@ -4,11 +4,9 @@ Each function says in our words what the rest of the package wants done. pyproje
 those of `INTERNALS` that another version has lost.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningCLI
@@ -26,9 +24,11 @@ INTERNALS = {
         "_accelerator_connector.cluster_environment",
         "_checkpoint_connector._restore_modules_and_callbacks",
         "_checkpoint_connector.restore_training_state",
+        "_logger_connector.update_train_step_metrics",
         "_signal_connector.received_sigterm",
         "_signal_connector.register_signal_handlers",
         "fit_loop._data_fetcher",
+        "fit_loop.epoch_loop._batches_that_stepped",
         "fit_loop.epoch_loop._broadcast_sigterm_tensor",
         "fit_loop.epoch_loop._should_check_val_fx",
         "fit_loop.epoch_loop.batch_progress.current",
@@ -42,8 +42,7 @@ INTERNALS = {
         "strategy.launcher",
     ),
     "DDPStrategy": ("cluster_environment",),
-    "SubprocessLauncher": ("kill", "procs"),
-    "ChildProcessObserver": ("_child_processes",),
+    "SubprocessLauncher": ("kill",),
     "LightningOptimizer": ("_on_after_step", "_on_before_step"),
     "LightningCLI": ("_get", "_parse_ckpt_path"),
     "RichProgressBar": ("_get_train_description", "_stop_progress"),
@@ -123,22 +122,10 @@ def cluster_environment(trainer: Trainer) -> Any:
     return getattr(trainer.strategy, "cluster_environment", None) or trainer._accelerator_connector.cluster_environment
 
 
-def launched_ranks(trainer: Trainer) -> list[Any]:
-    """The ranks that this process has begun, as objects of subprocess.Popen."""
-    return getattr(trainer.strategy.launcher, "procs", [])
-
-
 def signal_launched_ranks(trainer: Trainer, number: int) -> None:
-    """Sends them a signal."""
+    """Sends a signal to the ranks that this process has begun."""
     if (launcher := trainer.strategy.launcher) is not None:
         launcher.kill(number)
-
-
-def dismiss_observers() -> None:
-    """Ends the threads that watch the launched ranks and, when one is gone, kill all the others without a word."""
-    for thread in threading.enumerate():
-        if isinstance(thread, _ChildProcessObserver):
-            thread._child_processes = []  # it ends where there is none
 
 
 # Steps and progress
@@ -173,6 +160,18 @@ def begin_after_resuming(trainer: Trainer, batches: int) -> None:
     progress.load_state_dict({name: count + more for name, count in progress.state_dict().items()})
 
 
+def log_complete_steps(trainer: Trainer, complete: Callable[[], bool]) -> None:
+    """To be called as training starts: what is logged goes to the loggers when a step is complete, not after each batch of it."""
+    connector = trainer._logger_connector
+    update = connector.update_train_step_metrics
+    connector.update_train_step_metrics = lambda: update() if complete() else None  # type: ignore[method-assign]
+
+
+def log_by_step(trainer: Trainer) -> None:
+    """To be called within each batch: the loggers count optimizer steps, from 0, where Lightning would count batches."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1
+
+
 def as_after_a_batch(checkpoint: dict[str, Any]) -> None:
     """Rewrites the progress in a checkpoint, in place, to what it is when `on_train_batch_end` is called.
 
@@ -188,7 +187,7 @@ def as_after_a_batch(checkpoint: dict[str, Any]) -> None:
         tracked["completed"] = tracked["ready"] - 1
     for tracked in loop["epoch_progress"].values():
         tracked["processed"] = tracked["completed"] = tracked["ready"] - 1
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = batches["total"]["ready"] - 1
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - 1
 
 
 class ProgressBar(RichProgressBar):

@@ -23,13 +23,13 @@ class Averages:
     """A tokenizer whose tokens are the colours of small squares in `levels` steps: exact on pictures that are made of such."""
 
     downsampling: int = 4
-    window: int | None = None
+    fixed_image_size: int | None = None
     codebook_size: int = 256
     tokens_per_position: int = 3
     fingerprint: str = "a" * 64
 
     def encode(self, images: Tensor, deterministic: bool = False, tile: int | None = None) -> Tensor:
-        assert all(side % self.downsampling == 0 and side >= (self.window or 1) for side in images.shape[2:])
+        assert all(side % self.downsampling == 0 and side >= (self.fixed_image_size or 1) for side in images.shape[2:])
         assert images.shape[:2] == (1, 3) and images.aminmax().min >= -1 and images.aminmax().max <= 1
         levels = torch.nn.functional.avg_pool2d(images, self.downsampling).add(1).mul((self.codebook_size - 1) / 2)
         return levels.round().long().movedim(1, -1)
@@ -41,7 +41,7 @@ class Averages:
 
 def exact(window: int | None = None) -> Averages:
     """Its squares are single pixels, so that only what pads, crops and stores can lose anything."""
-    return Averages(downsampling=1, window=window)
+    return Averages(downsampling=1, fixed_image_size=window)
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:

@@ -57,13 +57,10 @@ def test_a_killed_rank(ranks: int, victim: int, torchrun: bool, tmp_path: Path, 
             time.sleep(0.1)
         lines = [line for line in life.words.splitlines() if line.startswith("error: ")]
     go_on = f"the same command with --ckpt_path last goes on from {last}"
-    assert lines and all(line.endswith(go_on) for line in lines)
-    if not torchrun and victim:
-        assert status == 75
-        assert len(lines) == 1 and lines[0].startswith(f"error: rank {victim} on ") and "was killed by SIGKILL; " in lines[0]
-    else:
-        assert all("has lost contact with another rank (" in line for line in lines)
-        assert status == (1 if torchrun else -signal.SIGKILL)
+    assert all("has lost contact with another rank (" in line and line.endswith(go_on) for line in lines)
+    # Lightning's launcher, in the first rank, may notice sooner than a collective fails, and kills all with words of its own
+    assert lines or (not torchrun and "Forcefully terminating all other processes" in life.words)
+    assert status in ([1] if torchrun else [75, -signal.SIGKILL])
     if (ranks, victim, torchrun) == (2, 1, False):
         return  # the quick one; others go on here, and in the soak
     steps = step_of(last) + 3

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-import os
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningCLI
@@ -55,7 +53,6 @@ def example(kind: str) -> Any:
         "Trainer": trainer,
         "DDPStrategy": DDPStrategy,
         "SubprocessLauncher": lambda: _SubprocessScriptLauncher(LightningEnvironment(), 2, 1),
-        "ChildProcessObserver": lambda: _ChildProcessObserver(os.getpid(), []),
         "LightningOptimizer": lambda: LightningOptimizer(torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)),
         "LightningCLI": lambda: LightningCLI,
         "RichProgressBar": RichProgressBar,

@@ -133,7 +133,7 @@ def test_settings_beside_the_tensors_are_passed_over(tmp_path: Path, monkeypatch
         checkpoint, config = write(tmp_path, "vit", **settings)
     before = set(torch.serialization.get_safe_globals())
     assert sys.modules.get("omegaconf") is not module
-    assert import_checkpoint(checkpoint, "vit", BITS, CODEBOOK, config).window == IMAGE
+    assert import_checkpoint(checkpoint, "vit", BITS, CODEBOOK, config).fixed_image_size == IMAGE
     assert set(torch.serialization.get_safe_globals()) == before
 
 

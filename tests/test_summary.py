@@ -26,7 +26,7 @@ BASE = ["--config", str(CONFIGS / "base.yaml")]
 class TinyBackbone(Backbone):
     """One convolution there, a linear layer back, and attention between positions in front of it."""
 
-    window = None
+    fixed_image_size = None
 
     def __init__(self) -> None:
         super().__init__()

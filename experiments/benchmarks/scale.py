@@ -60,18 +60,13 @@ def measure(backbone: str, folder: Path) -> dict[str, Any]:
         arguments += ["--data.init_args.root", f"{place}/pictures", "--data.init_args.batch_size", str(IMAGES), "--trainer.max_steps", "1"]
         arguments += ["--model.adversary.start", "0", "--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0"]
         # the end of a fit is no part of a step
-        arguments += [
-            "--trainer.enable_progress_bar",
-            "false",
-            "--trainer.logger",
-            "false",
-            "--trainer.callbacks",
-            "gq_lightning.callbacks.TDC",
-        ]
+        arguments += ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false"]
         cli = CommandLine(arguments, run=False)
         trainer, model = cli.trainer, cli.model
         count = Count()
-        trainer.callbacks = [callback for callback in trainer.callbacks if type(callback).__name__ not in ("Export", "LastCheckpoint")]  # type: ignore[attr-defined]
+        trainer.callbacks = [
+            callback for callback in trainer.callbacks if type(callback).__name__ not in ("GaussianQuant", "Export", "LastCheckpoint")
+        ]  # type: ignore[attr-defined]
         trainer.callbacks.append(count)
         trainer.fit(model, cli.datamodule)
         path, seconds = Path(place, "checkpoints/last.ckpt"), []

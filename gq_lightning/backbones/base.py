@@ -27,7 +27,7 @@ class Backbone(Recorded, nn.Module, ABC):
         encoder_channels: channels of the features, as the quantizer wants them.
         latent_channels: channels of the latents, as the quantizer gives them.
         downsampling: pixels per position along one axis.
-        window: the one image size (pixels) that `encode` and `decode` accept, or None where any multiple of `downsampling` will do.
+        fixed_image_size: the one image size (pixels) that `encode` and `decode` accept, or None where any multiple of `downsampling` does.
     """
 
     encoder: nn.Module
@@ -35,7 +35,7 @@ class Backbone(Recorded, nn.Module, ABC):
     encoder_channels: int
     latent_channels: int
     downsampling: int
-    window: int | None
+    fixed_image_size: int | None
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:

@@ -225,7 +225,7 @@ class UNet(Backbone):
             `downsampling`, or the network is too large, see `check_cost`.
     """
 
-    window = None
+    fixed_image_size = None
 
     training_arguments = frozenset({"gradient_checkpointing"})
     later_arguments: ClassVar[Mapping[str, Any]] = {"patch_size": 1}

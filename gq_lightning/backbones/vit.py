@@ -88,7 +88,7 @@ class Decoder(nn.Module):
 class VisionTransformer(Backbone):
     """Transformers over patches; at its defaults, the Gaussian Quant paper's (section 5), with 174.83 M parameters.
 
-    The position embedding is learned for one image size, `window`: larger pictures are handled in windows by the tokenizer.
+    The position embedding is learned for one image size, `fixed_image_size`: larger pictures are handled in windows by the tokenizer.
 
     Args:
         encoder_channels: channels of the features, from the quantizer.
@@ -104,7 +104,7 @@ class VisionTransformer(Backbone):
 
     Raises:
         UserError: `heads` does not divide `width`, `image_size` is not a multiple of `patch_size`, the network is too large (see
-            `check_cost`), or, later, an image or a map of latents is not of the window's size.
+            `check_cost`), or, later, an image or a map of latents is not of that size.
     """
 
     training_arguments = frozenset({"gradient_checkpointing"})
@@ -135,7 +135,7 @@ class VisionTransformer(Backbone):
         self.encoder_channels = encoder_channels
         self.latent_channels = latent_channels
         self.downsampling = patch_size
-        self.window = image_size
+        self.fixed_image_size = image_size
         self.grid = image_size // patch_size
         geometry = (self.grid**2, width, layers, heads, mlp_ratio, gradient_checkpointing)
         self.encoder: Encoder = Encoder(encoder_channels, patch_size, width, Transformer(*geometry))

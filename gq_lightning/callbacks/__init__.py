@@ -14,6 +14,7 @@ from gq_lightning.callbacks.watching.advice import Advice
 from gq_lightning.callbacks.watching.broken_pictures import BrokenPictures
 from gq_lightning.callbacks.watching.diagnostics import Diagnostics
 from gq_lightning.callbacks.watching.non_finite import NonFinite
+from gq_lightning.callbacks.watching.outset import Outset
 from gq_lightning.callbacks.watching.reconstructions import Reconstructions
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "LastCheckpoint",
     "LostRanks",
     "NonFinite",
+    "Outset",
     "Preemption",
     "Reconstructions",
     "TokenWriter",

@@ -4,17 +4,20 @@ fit ends -> (a post-training hook converts) -> tokenizer/ -> evaluation of the t
 """
 
 import time
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from gq_lightning.data import ImageDataModule
+from gq_lightning.errors import UserError
 from gq_lightning.evaluation.evaluate import draw, evaluate, save_picture, some_images, write_metrics
 from gq_lightning.files import RunFolder
 from gq_lightning.metrics.codebook import collapse
 from gq_lightning.metrics.report import metrics_table
-from gq_lightning.training.module import TokenizerTraining
+from gq_lightning.training.module import TokenizerTraining, last_step
 
 
 class Export(Callback):
@@ -24,17 +27,31 @@ class Export(Callback):
         rfid: measure rFID too, which costs more than all else on a CPU.
         columns: images in reconstructions.png.
         gaussian_rfid: measure rFID of what is decoded from the posterior mean, too; as expensive as that of the tokens.
+        weights: those after the `last` step, or the `best` that a validation has found, of checkpoints/best.ckpt.
     """
 
-    def __init__(self, rfid: bool = True, columns: int = 12, gaussian_rfid: bool = True) -> None:
-        self.rfid, self.columns, self.gaussian_rfid = rfid, columns, gaussian_rfid
+    def __init__(self, rfid: bool = True, columns: int = 12, gaussian_rfid: bool = True, weights: Literal["last", "best"] = "last") -> None:
+        self.rfid, self.columns, self.gaussian_rfid, self.weights = rfid, columns, gaussian_rfid, weights
+        if columns < 1:
+            raise UserError(f"export.columns {columns}: give a positive number")
+        self._step = 0
         self._begin = self._trained = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin = time.perf_counter()
+        if self.weights == "best" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            callback = trainer.checkpoint_callback
+            if not (trainer.limit_val_batches and isinstance(callback, ModelCheckpoint) and callback.monitor and callback.save_top_k):
+                raise UserError("export.weights: best needs validations, checkpoint.monitor, and checkpoint.save_top_k of at least 1")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._trained = time.perf_counter()
+        self._trained, self._step = time.perf_counter(), trainer.global_step
+        best = getattr(trainer.checkpoint_callback, "best_model_path", None)
+        if self.weights == "best" and best:
+            # averaged weights have taken their place by now, and nothing is converted yet
+            checkpoint = trainer.strategy.load_checkpoint(best, weights_only=True)
+            pl_module.load_state_dict(checkpoint["state_dict"])
+            self._step = checkpoint["global_step"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TokenizerTraining)
@@ -49,7 +66,7 @@ class Export(Callback):
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            logger.log_metrics({f"final/{name}": float(value) for name, value in values.items()}, step=trainer.global_step)
+            logger.log_metrics({f"final/{name}": float(value) for name, value in values.items()}, step=last_step(trainer))
             logger.save()
         write_metrics(
             run.metrics,
@@ -59,6 +76,7 @@ class Export(Callback):
             seconds=round(time.perf_counter() - self._begin, 2),
             training_seconds=round(self._trained - self._begin, 2),
             steps=trainer.global_step,
+            weights={"of": self.weights, "step": self._step},
             tokenizer_fingerprint=pl_module.tokenizer.fingerprint,
         )
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """TDC callback: after each step, the statistics of the global batch move the multipliers (https://arxiv.org/abs/2512.06609).
 
-Without it the multipliers stay 1, and the same model is a plain Gaussian VAE.
+The command line adds it to every Gaussian quantizer. Without it the multipliers stay 1, as they do under `tdc_variant: fixed`.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from gq_lightning.training.module import TokenizerTraining, is_logging_step
 class TDC(Callback):
     """Reduces min, mean and max of the bits per token over batches of an accumulation and over ranks, and calls `update`.
 
-    A quantizer whose divergence is exact has no use for multipliers: they stay as they are.
+    A quantizer whose divergence is exact has no multipliers, and those of a plain Gaussian VAE are fixed: then it does nothing.
 
     Everything stays on the device: the host never waits for a value. One collective of four numbers per step, gathered and
     reduced in the same order everywhere, keeps the multipliers of all ranks equal to the bit.
@@ -34,7 +34,7 @@ class TDC(Callback):
         quantizer = pl_module.tokenizer.quantizer
         if not isinstance(quantizer, PosteriorQuantizer):
             raise UserError(f"trainer.callbacks: TDC needs a Gaussian quantizer, not {type(quantizer).__name__}: remove one of them")
-        self._tdc = quantizer.tdc
+        self._tdc = None if quantizer.tdc is None or quantizer.tdc.variant == "fixed" else quantizer.tdc
         self._pending, self._step = [], trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -50,5 +50,5 @@ class TDC(Callback):
         ranks = torch.as_tensor(pl_module.all_gather(statistics)).view(-1, 4)
         tdc = self._tdc
         tdc.update(ranks[:, 0].amin(), ranks[:, 2].sum() / ranks[:, 3].sum(), ranks[:, 1].amax())
-        if is_logging_step(trainer):
+        if is_logging_step(trainer, pl_module):
             pl_module.log_dict({f"tdc/{name}": multiplier for name, multiplier in tdc.named_buffers()})

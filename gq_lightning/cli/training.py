@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import SUPPRESS, ArgumentError, Namespace
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -31,17 +32,22 @@ from gq_lightning.callbacks import (
     LastCheckpoint,
     LostRanks,
     NonFinite,
+    Outset,
     Preemption,
     Reconstructions,
     TokenWriter,
 )
-from gq_lightning.callbacks.order import in_order
+from gq_lightning.callbacks.order import in_order, needed
+from gq_lightning.cli.options import check_options
 from gq_lightning.data import ImageDataModule
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation.summary import Format, render, summarize
 from gq_lightning.files import RunFolder, write_whole
 from gq_lightning.lightning_internals import MisconfigurationException, OwnOptions, ProgressBar, explain_restoring
 from gq_lightning.training.module import TokenizerTraining
+
+# between validations, where no interval is asked for
+MOST_BATCHES = 5000
 
 
 def _parser_settings(run: bool) -> dict[str, Any]:
@@ -74,6 +80,7 @@ class CommandLine(OwnOptions):
                 subclass_mode_data=True,
                 args=args,
                 run=run,
+                auto_configure_optimizers=False,
                 parser_kwargs=_parser_settings(run),
             )
 
@@ -84,6 +91,8 @@ class CommandLine(OwnOptions):
         parser.add_argument(
             "--ema_decay", type=float | None, default=None, help="decay of an average of the weights, for evaluation and export"
         )
+        for replaced in ("optimizer", "lr_scheduler"):  # which a config.yaml written before may have, as null
+            parser.add_argument(f"--{replaced}", type=Any, default=None, help=SUPPRESS)
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process; null leaves it to torch")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")
@@ -98,6 +107,8 @@ class CommandLine(OwnOptions):
                 "checkpoint.save_on_train_epoch_end": False,
                 "checkpoint.filename": RunFolder("").best.stem,
                 "checkpoint.enable_version_counter": False,
+                # null for both: ten validations, see Outset
+                "trainer.check_val_every_n_epoch": None,
             }
         )
         for width in ("encoder_channels", "latent_channels"):
@@ -111,21 +122,40 @@ class CommandLine(OwnOptions):
         parser.link_arguments(("runs", "name"), "trainer.default_root_dir", compute_fn=lambda runs, name: str(Path(runs) / name))
 
     def before_instantiate_classes(self) -> None:
+        check_options(lambda option: self._get(self.config, option))
         if (threads := self._get(self.config, "threads")) is not None:
             torch.set_num_threads(threads)
-        for theirs, ours in (("accumulate_grad_batches", "accumulate"), ("gradient_clip_val", "gradient_clip")):
-            if (value := self._get(self.config, f"trainer.{theirs}")) not in (None, 1):
-                raise UserError(f"trainer.{theirs}: use model.{ours} {value:g}, which serves generator and discriminator alike")
         run = RunFolder(self._get(self.config, "trainer.default_root_dir"))
+        if self.subcommand is not None:
+            self._checkpoint = self._find_checkpoint(run)
         if self.subcommand == "fit" and not self._get(self.config, "trainer.fast_dev_run"):
-            go_on = bool(self._get(self.config, "ckpt_path"))
+            asked = self._get(self.config, "ckpt_path")
+            go_on = asked in ("last", "best") or (asked is not None and Path(asked).absolute().is_relative_to(run.path.absolute()))
             self._until_the_end.enter_context(run.claimed(go_on, self._get(self.config, "overwrite")))
-        checkpoints = Path(self._get(self.config, "checkpoint.dirpath") or run.checkpoints)
-        if self._get(self.config, "ckpt_path") == "last" and not any(checkpoints.glob("last*.ckpt")):
-            if self.subcommand != "fit":
-                raise UserError(f"{checkpoints}: there is no last checkpoint to {self.subcommand}: give --ckpt_path a file")
-            # so that one command serves to begin and to go on
-            rank_zero_info(f"{checkpoints}: no last checkpoint yet, the training begins at its beginning")
+
+    def _find_checkpoint(self, run: RunFolder) -> str | None:
+        """The file that `--ckpt_path` asks for; None where a training begins."""
+        asked = self._get(self.config, "ckpt_path")
+        path = {"last": run.last, "best": run.best}.get(str(asked), asked)
+        if asked is not None and ("://" in str(path) or Path(path).exists()):
+            return str(path)
+        if self.subcommand == "fit" and asked in (None, "last"):
+            if asked:  # so that one command serves to begin and to go on
+                rank_zero_info(f"{run.checkpoints}: no last checkpoint yet, the training begins at its beginning")
+            return None
+        there = ", ".join(map(str, sorted(run.checkpoints.glob("*.ckpt")))) or f"of which there is none in {run.checkpoints}"
+        wrong = f"no checkpoint to {self.subcommand}" if asked is None else f"{path}: no such checkpoint"
+        raise UserError(f"{wrong}: give --ckpt_path last, best or a file: {there}")
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ImportError, TypeError, ValueError) as error:  # of Lightning's classes, which say what they do not take
+            raise UserError(" ".join(str(error).split())) from error
+
+    def after_instantiate_classes(self) -> None:
+        if self.subcommand is not None:
+            self.config_init[self.subcommand].ckpt_path = self._checkpoint
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = RunFolder(self._get(self.config_init, "trainer.default_root_dir"))
@@ -139,24 +169,40 @@ class CommandLine(OwnOptions):
             Preemption(),
             LostRanks(),
         ]
-        if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
+        given = self._get(self.config_init, "trainer.callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        bars = any(isinstance(callback, AnyProgressBar) for callback in given)
+        if self._get(self.config_init, "trainer.enable_progress_bar") is not False and not bars:
             callbacks.append(ProgressBar())
+        interval, epochs = (self._get(self.config_init, f"trainer.{name}") for name in ("val_check_interval", "check_val_every_n_epoch"))
+        callbacks.append(Outset(MOST_BATCHES if interval is None and epochs is None else None))
+        if interval is None and epochs is None:
+            kwargs["val_check_interval"] = MOST_BATCHES
+        elif isinstance(interval, float) and epochs is None:
+            kwargs["check_val_every_n_epoch"] = 1  # of which it is a share
         if (decay := self._get(self.config_init, "ema_decay")) is not None:
             # buffers are the multipliers and the codebook: they are copied, an average of them means nothing
             callbacks.append(EMAWeightAveraging(decay=decay, use_buffers=False))
-        if self._get(self.config_init, "trainer.logger") in (None, True):
+        logger = self._get(self.config_init, "trainer.logger")
+        if self.subcommand not in (None, "fit"):
+            kwargs["logger"] = False  # the curves are those of the training
+        elif logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(run.path.parent, name=run.path.name, version="")
+        if kwargs.get("logger", logger):
             callbacks.append(LearningRateMonitor("step"))
         checkpoint = self._get(self.config_init, "checkpoint")
-        checkpoint.dirpath = checkpoint.dirpath or str(run.checkpoints)  # and not the logger's folder
+        if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == run.best.stem:
+            checkpoint.filename = f"{run.best.stem}-{{step}}"
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CheckpointFiles()]
-        extra = self._get(self.config_init, "trainer.callbacks") or []
-        kwargs["callbacks"] = [*callbacks, *(extra if isinstance(extra, list) else [extra])]
+        kwargs["callbacks"] = [*callbacks, *needed(self.model.tokenizer.quantizer, given), *given]
         trainer = super().instantiate_trainer(**kwargs)
         explain_restoring(trainer)
+        for callback in trainer.checkpoint_callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(run.checkpoints)  # and not a logger's folder
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
 
@@ -199,8 +245,6 @@ def run(args: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # the state after the step is the one to keep
     warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
-    # said by us
-    warnings.filterwarnings("ignore", message=".*there is no last checkpoint available.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     try:
         if args[0] == "summary":
@@ -209,5 +253,5 @@ def run(args: list[str]) -> None:
             CommandLine(args)
     except ArgumentError as error:
         raise UserError(f"{' '.join(str(error).split())} (see python -m gq_lightning {args[0]} --help)") from error
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
+    except (MisconfigurationException, ImportError) as error:
+        raise UserError(" ".join(str(error).split())) from error

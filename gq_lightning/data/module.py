@@ -103,6 +103,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """Number of broken pictures that this process and its workers met and left out, each counted once."""
         return sum(int(guarded.broken.count_nonzero()) for guarded in self.loaded)
 
+    @property
+    def pictures(self) -> tuple[int, int]:
+        """How many there are to train on and to evaluate with."""
+        return len(self._training), len(self._evaluation)
+
     def protocol(self) -> dict[str, Any]:
         """The evaluation set in plain data, free of machine paths, for results to be compared by."""
         pictures = self._evaluation.pictures

@@ -20,7 +20,7 @@ class RunFolder:
     """The folder RUNS/NAME, which is the trainer's `default_root_dir`, whatever its logger is.
 
     Other files that lie there are left alone, in a run that is overwritten, too: `lock`, `log.txt`, `command.txt` and `details.json` of
-    the experiments, and what loggers other than TensorBoard's write.
+    the experiments, and what a logger writes elsewhere than Lightning's write it.
 
     Attributes:
         config: all arguments of the fit. Where it is, there is a run.
@@ -62,10 +62,10 @@ class RunFolder:
         claim = self._claim()
         _claims.append(claim)
         try:
-            if not go_on and self.config.exists():
-                if not overwrite:
-                    choices = "--ckpt_path last resumes it, --overwrite true replaces it, --name chooses another"
-                    raise UserError(f"{self.path}: a run is there already; {choices}")
+            if not go_on and not overwrite and self.config.exists():
+                choices = "--ckpt_path last resumes it, --overwrite true replaces it, --name chooses another"
+                raise UserError(f"{self.path}: a run is there already; {choices}")
+            if not go_on and overwrite:
                 self.clear()
             yield
         finally:
@@ -91,14 +91,15 @@ class RunFolder:
         return file
 
     def clear(self) -> None:
-        """Removes all of the run that is there, TensorBoard's files included. Raises UserError."""
+        """Removes all of the run that is there, what Lightning's loggers have left included. Raises UserError."""
         files = [self.config, self.metrics, self.reconstructions, self.broken_pictures, self.path / "hparams.yaml"]
         folders = [self.checkpoints, self.tokenizer, self.tokens, self.non_finite]
         # a folder may be a link to a larger disk, which stays
         inside = [path for folder in folders if folder.is_symlink() and folder.is_dir() for path in folder.iterdir()]
         try:
             # the config last: until all is gone there is a run
-            for path in [*self.path.glob("events.out.tfevents.*"), *inside, *folders, *reversed(files)]:
+            logged = [path for pattern in ("events.out.tfevents.*", "version_[0-9]*", "metrics.csv") for path in self.path.glob(pattern)]
+            for path in [*logged, *inside, *folders, *reversed(files)]:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 elif path not in folders:

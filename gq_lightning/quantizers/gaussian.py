@@ -41,7 +41,7 @@ class GaussianQuantizer(PosteriorQuantizer):
             g+2n, ... (the published models).
         tdc_alpha: half width of the TDC's tolerance band, bits.
         tdc_beta: the TDC's factor per step.
-        tdc_variant: of the TDC, `paper` or `reference`.
+        tdc_variant: of the TDC, `paper` or `reference`; `fixed` for a plain Gaussian VAE, whose KL has one weight.
         penalty_weight: weight of the KL penalty (in bits, summed over the tokens of an image) in the loss.
         clamp_variance: tokenize as if no variance exceeded 1 / prior_weight. Beyond it the posterior is wider than the weighted
             prior, and the score would favour the longest codeword wherever the mean lies. Turn it off for published models.

@@ -4,7 +4,7 @@ TDC drives the KL divergence of every token, its bits-back cost, to the log2 K b
 posterior. Three multipliers weigh the divergence of tokens that are below, within and above the target's tolerance band,
 and after each step they follow the smallest, the mean and the largest divergence of the global batch.
 
-What differs from the authors' code, in both variants: divergences are in exact bits (their ln 2 is rounded, 0.99993 of it), the target is
+What differs from the authors' code: divergences are in exact bits (their ln 2 is rounded, 0.99993 of it), the target is
 the real log2 K (theirs is truncated, 15 bits for 64 000 codewords), and the multipliers rest in evaluation and while a discriminator
 learns. Theirs also move on the batches that train the discriminator, every second one, so that a `beta` of 1.0201 here repeats their
 1.01 in steps of the generator.
@@ -16,14 +16,14 @@ faster `beta` moves nothing that is at its end. Probably its GroupNorm, one scal
 for each, lets bits follow the content. There the divergence can be made exact (`exact`), which leaves nothing to set.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from gq_lightning.errors import UserError
 
-Variant = Literal["paper", "reference"]
+Variant = Literal["paper", "reference", "fixed"]
 LOWEST, HIGHEST = 1e-3, 1e3
 
 
@@ -36,7 +36,7 @@ class TargetDivergence(nn.Module):
         beta: factor by which a multiplier moves per update.
         variant: `paper` is the paper's rule, three independent multipliers in [1e-3, 1e3]. `reference` is what the authors'
             code computes: lambda_mean, unclipped, multiplies every token, lambda_max in [1, 1e3] additionally those above the
-            band and lambda_min in [1e-3, 1] those below it.
+            band and lambda_min in [1e-3, 1] those below it. `fixed` leaves all at 1: a plain Gaussian VAE.
     """
 
     lambda_min: Tensor
@@ -47,8 +47,8 @@ class TargetDivergence(nn.Module):
         super().__init__()
         if not target_bits > 0 or not alpha >= 0 or not beta > 1:
             raise UserError(f"target_bits must be > 0, alpha >= 0 and beta > 1, not {target_bits}, {alpha} and {beta}")
-        if variant not in ("paper", "reference"):
-            raise UserError(f"variant: {variant!r} is neither 'paper' nor 'reference'")
+        if variant not in get_args(Variant):
+            raise UserError(f"variant: {variant!r} is none of {', '.join(get_args(Variant))}")
         self.target_bits, self.alpha, self.beta, self.variant = float(target_bits), float(alpha), float(beta), variant
         for name in ("lambda_min", "lambda_mean", "lambda_max"):
             self.register_buffer(name, torch.ones((), dtype=torch.float32))
@@ -56,7 +56,7 @@ class TargetDivergence(nn.Module):
     def penalty(self, bits: Tensor) -> Tensor:
         """Weighted divergence of each token: `bits` of any shape, in bits, to the same shape. The multipliers carry no gradient."""
         below, above = bits < self.target_bits - self.alpha, bits > self.target_bits + self.alpha
-        if self.variant == "paper":
+        if self.variant != "reference":
             weight = torch.where(below, self.lambda_min, torch.where(above, self.lambda_max, self.lambda_mean))
         else:
             outside = torch.where(below, self.lambda_min, torch.where(above, self.lambda_max, torch.ones_like(self.lambda_max)))
@@ -69,6 +69,8 @@ class TargetDivergence(nn.Module):
 
         Each multiplier grows by `beta` where its statistic exceeds its threshold and shrinks by `beta` otherwise.
         """
+        if self.variant == "fixed":
+            return
         paper = self.variant == "paper"
         for multiplier, statistic, threshold, lowest, highest in (
             (self.lambda_min, minimum, self.target_bits - self.alpha, LOWEST, HIGHEST if paper else 1.0),

@@ -32,7 +32,7 @@ class TokenBridge(PosteriorQuantizer):
         latent_channels: latent dimensions per position, and tokens per position.
         tdc_alpha: half width of the TDC's tolerance band, bits.
         tdc_beta: the TDC's factor per step.
-        tdc_variant: of the TDC, `paper` or `reference`.
+        tdc_variant: of the TDC, `paper` or `reference`; `fixed` for a plain Gaussian VAE, whose KL has one weight.
         penalty_weight: weight of the KL penalty (in bits, summed over the dimensions of an image) in the loss.
         vae: the quantizer that the encoder was trained with, whose posteriors it takes; `callbacks.GaussianQuant` gives it.
 

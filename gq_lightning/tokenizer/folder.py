@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.files import Draft, one_writer, open_regular, parse_json
+from gq_lightning.files import Draft, RunFolder, one_writer, open_regular, parse_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 2
@@ -132,14 +132,14 @@ def _content(path: Path) -> bytes:
 
 
 def locate(name: str | Path, **download: Any) -> Path:
-    """The local folder of a tokenizer: `name` itself if it is one, else the hub's repository of that name, downloaded and cached.
+    """Where a tokenizer lies: `name` itself, or in that of a run, else the hub's repository of that name, downloaded and cached.
 
     Args:
         name: a folder or `owner/repository`.
         download: revision, token, cache_dir, force_download, local_files_only of `huggingface_hub.snapshot_download`.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    if Path(name).exists():
+        return next((folder for folder in (Path(name), RunFolder(name).tokenizer) if (folder / CONFIG).is_file()), Path(name))
     # a folder needs nothing of the hub, whose import takes a while
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -61,7 +61,7 @@ class ImageTokenizer(Pretrained):
     def encode(self, images: Tensor, deterministic: bool = False, tile: int | None = None) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], H and W multiples of `downsampling`, to tokens (B, h, w, n) int64.
 
-        A picture that the backbone cannot see at once is seen in overlapping windows: of the backbone's own `window`, or of
+        A picture that the backbone cannot see at once is seen in overlapping windows: of the backbone's `fixed_image_size`, or of
         `tile` pixels where memory is short. The tokens come in the picture's own grid all the same.
 
         Args:
@@ -80,7 +80,8 @@ class ImageTokenizer(Pretrained):
         check_multiple(images.shape[2], images.shape[3], self.downsampling)
         if deterministic and len(images) > 1:
             return torch.cat([self.encode(image, tile=tile) for image in images.split(1)])
-        features = see_in_windows(self.backbone.encode, images.to(self.device, self.dtype), self.downsampling, 1, self.window, tile)
+        x = images.to(self.device, self.dtype)
+        features = see_in_windows(self.backbone.encode, x, self.downsampling, 1, self.fixed_image_size, tile)
         self._check_finite(features, "features")
         return self.quantizer.tokenize(features.movedim(1, -1))
 
@@ -94,7 +95,7 @@ class ImageTokenizer(Pretrained):
         if tokens.ndim != 4:
             raise UserError(f"tokens must be (B, h, w, {self.tokens_per_position}), not {tuple(tokens.shape)}")
         latents = self.quantizer.detokenize(tokens.to(self.device)).movedim(-1, 1).to(self.dtype)
-        images = see_in_windows(self.backbone.decode, latents, 1, self.downsampling, self.window, tile)
+        images = see_in_windows(self.backbone.decode, latents, 1, self.downsampling, self.fixed_image_size, tile)
         self._check_finite(images, "images")
         return images.clamp(-1, 1)
 
@@ -132,9 +133,9 @@ class ImageTokenizer(Pretrained):
         return self.backbone.downsampling
 
     @property
-    def window(self) -> int | None:
+    def fixed_image_size(self) -> int | None:
         """The smallest picture (pixels) that `encode` accepts, where the backbone has one fixed size."""
-        return self.backbone.window
+        return self.backbone.fixed_image_size
 
     @property
     def codebook_size(self) -> int:

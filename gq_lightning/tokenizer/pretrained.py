@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gq_lightning.backbones.base import Backbone
 from gq_lightning.construction import build, describe
 from gq_lightning.errors import UserError
+from gq_lightning.files import RunFolder
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer import folder as files
 
@@ -63,16 +64,21 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **download: Any) -> Self:
-        """A tokenizer from a folder or from `owner/repository` on the hub, in eval mode and frozen.
+        """A tokenizer from a folder or from `owner/repository` on the hub, in eval mode and frozen: to train it on, call
+        ``tokenizer.train().requires_grad_(True)``.
 
         Args:
-            name: folder or repository.
+            name: folder of a tokenizer or of a run, file of a training's checkpoint, or repository.
             download: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` of huggingface_hub.
 
         Raises:
             UserError: a file is missing, damaged or changed.
         """
         folder = files.locate(name, **download)
+        if not (folder / files.CONFIG).is_file() and (folder.is_file() or RunFolder(folder).last.is_file()):
+            from gq_lightning.tokenizer.checkpoint import load_checkpoint  # it makes one of us
+
+            return load_checkpoint(folder)  # type: ignore[return-value]
         description, state, recorded = files.read_folder(folder)
         source = str(folder / files.CONFIG)
         tokenizer = cls.from_description(description, state, source)

@@ -46,7 +46,7 @@ class Tokenizer(Protocol):
     @property
     def downsampling(self) -> int: ...
     @property
-    def window(self) -> int | None: ...
+    def fixed_image_size(self) -> int | None: ...
     @property
     def codebook_size(self) -> int: ...
     @property
@@ -111,7 +111,7 @@ def encode_pictures(
         UserError: options that do not fit the tokenizer, two pictures for one token file, nothing to encode, or, unless
             `skip_broken`, a picture that cannot be read. Skipped pictures are named on standard error as they come.
     """
-    _check_fit(fit, size, tokenizer.downsampling, tokenizer.window)
+    _check_fit(fit, size, tokenizer.downsampling, tokenizer.fixed_image_size)
     targets: dict[Path, Path] = {}
     for given in (Path(path).expanduser() for path in paths):
         for picture in find_pictures([given]):
@@ -123,7 +123,7 @@ def encode_pictures(
         try:
             loaded = load_picture(path)
             try:
-                image, height, width, done = fit_picture(loaded, fit, tokenizer.downsampling, tokenizer.window, size)
+                image, height, width, done = fit_picture(loaded, fit, tokenizer.downsampling, tokenizer.fixed_image_size, size)
             except UserError as error:
                 raise type(error)(f"{path}: {error}") from error
         except BrokenImage as error:

@@ -4,30 +4,37 @@ Training decodes the quantizer's relaxation. Validation, test and everything a u
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from gq_lightning.backbones.base import Backbone
 from gq_lightning.errors import UserError
+from gq_lightning.lightning_internals import is_fitting, log_by_step, log_complete_steps
 from gq_lightning.losses.adversary import Adversary
 from gq_lightning.losses.reconstruction import ReconstructionLoss
 from gq_lightning.metrics import ReconstructionMetrics
 from gq_lightning.metrics.codebook import collapse
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer import ImageTokenizer
-from gq_lightning.training.optimization import Schedule, adamw, take_step
+from gq_lightning.training.optimization import Schedule, adamw, as_asked_for, planned_steps, take_step
 
 
-def is_logging_step(trainer: Trainer) -> bool:
-    """Whether the step just made is one that the loggers write: `log` of a dozen values takes as long as a small model's optimizer."""
+def is_logging_step(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Whether a step was just made that the loggers write: `log` of a dozen values takes as long as a small model's optimizer."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and trainer.global_step % every == 0
+    return bool(pl_module.step_complete) and every > 0 and trainer.global_step % every == 0
+
+
+def last_step(trainer: Trainer) -> int:
+    """Where the loggers write what is known after the last optimizer step: they count steps from 0, as Lightning does."""
+    return max(trainer.global_step - 1, 0)
 
 
 class TokenizerTraining(LightningModule):
@@ -43,10 +50,20 @@ class TokenizerTraining(LightningModule):
         warmup_steps: steps over which the learning rate rises linearly from 0.
         schedule: `constant`, or `cosine` down to 1 % of the learning rate at the last step.
         gradient_clip: largest norm of the gradients; None does not clip.
-        accumulate: batches whose gradients make one step. `trainer.max_steps` counts steps, each with its generator update and,
-            under an adversary, its discriminator update.
+        accumulate: batches whose gradients make one step; what is left of them at the end of an epoch makes one too. `trainer.max_steps`,
+            checkpoints, schedules and the loggers count steps, each with its generator update and, under an adversary, its discriminator
+            update; `trainer.val_check_interval` counts batches.
         adversary: discriminator and adversarial loss; None trains without.
+
+    A training that goes on from a checkpoint has the settings that are asked for now: learning rate, betas, weight decay, length and shape
+    of the schedule, accumulation, with or without an adversary or averaged weights. Weights, moments, multipliers and progress are the
+    checkpoint's.
+
+    Attributes:
+        step_complete: whether the batch just seen has completed a step.
     """
+
+    step_complete = False
 
     def __init__(
         self,
@@ -65,6 +82,9 @@ class TokenizerTraining(LightningModule):
         super().__init__()
         if accumulate < 1 or (gradient_clip is not None and gradient_clip <= 0):
             raise UserError(f"model.accumulate: {accumulate} must be at least 1, model.gradient_clip: {gradient_clip} positive")
+        if not (0 <= learning_rate < math.inf and weight_decay >= 0 and warmup_steps >= 0 and all(0 <= beta < 1 for beta in betas)):
+            wrong = f"model.learning_rate {learning_rate}, weight_decay {weight_decay}, warmup_steps {warmup_steps}, betas {betas}"
+            raise UserError(f"{wrong}: none may be negative, nor the learning rate infinite, nor a beta 1 or more")
         # two optimizers, each with its own backward pass, are Lightning's manual optimization
         self.automatic_optimization = False
         self.tokenizer = ImageTokenizer(backbone, quantizer)
@@ -81,10 +101,18 @@ class TokenizerTraining(LightningModule):
             return
         if self.loss is None:
             raise UserError("model.loss: null, but fit needs a loss")
+        if not any(parameter.requires_grad for parameter in self.tokenizer.parameters()):
+            raise UserError(
+                "the tokenizer is frozen, as from_pretrained gives it: to train on, call tokenizer.train().requires_grad_(True), "
+                "then TokenizerTraining(tokenizer.backbone, tokenizer.quantizer, loss)"
+            )
         if self.trainer.precision == "16-mixed":
             raise UserError("trainer.precision: 16-mixed needs scaled gradients, which two optimizers do not share: use bf16-mixed")
 
     def on_train_start(self) -> None:
+        for optimizer, scheduler in zip(self._optimizers(), self._schedulers(), strict=True):
+            as_asked_for(optimizer, scheduler)
+        log_complete_steps(self.trainer, lambda: self.step_complete)
         if self.adversary is not None:
             # DistributedDataParallel of the discriminator is its own
             self.adversary.distribute(self.device)
@@ -100,7 +128,7 @@ class TokenizerTraining(LightningModule):
         if adversary is not None and adversary.judges(step):
             term, more = adversary.generator_loss(batch, reconstructions, reconstruction, self.tokenizer.backbone.last_layer)
             total, parts = total + term, parts | more
-        complete = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+        self.step_complete = complete = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
         generator, *discriminator = zip(self._optimizers(), self._schedulers(), strict=True)
         with nullcontext() if complete else self._without_synchronisation():
             self.manual_backward(total / self.accumulate)
@@ -112,10 +140,11 @@ class TokenizerTraining(LightningModule):
             parts = parts | more
             if complete:
                 norms.append(take_step(*discriminator[0], self.gradient_clip, counted=False))
-        if complete and is_logging_step(self.trainer):
+        if is_logging_step(self.trainer, self):
             parts = parts | {"reconstruction": reconstruction, "penalty": quantized.penalty}
             self.log_dict({"gradient_norm": norms[0]} | {f"loss/{name}": value for name, value in parts.items()})
             self.log("loss", total, prog_bar=True)
+        log_by_step(self.trainer)
         return {"loss": total, "gradient_norms": norms, "posterior": quantized.posterior}
 
     def on_validation_epoch_start(self) -> None:
@@ -158,9 +187,7 @@ class TokenizerTraining(LightningModule):
         return block()
 
     def configure_optimizers(self) -> Any:
-        steps = self.trainer.estimated_stepping_batches if self.schedule == "cosine" else math.inf
-        if self.trainer.max_steps < 0:
-            steps = steps / self.accumulate
+        steps = planned_steps(self.trainer, self.accumulate) if self.schedule == "cosine" else math.inf
         own = [parameter for name, parameter in self.named_parameters() if not name.startswith("adversary.")]
         optimizers = [adamw(own, self.learning_rate, self.betas, self.weight_decay, self.warmup_steps, self.schedule, steps)]
         if (adversary := self.adversary) is not None:
@@ -169,6 +196,31 @@ class TokenizerTraining(LightningModule):
             optimizers.append(adamw(adversary.parameters(), rate, adversary.betas, 0.0, self.warmup_steps, self.schedule, steps))
         return optimizers
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = self.state_dict()
+        fitting = is_fitting(self.trainer)
+        if fitting and "optimizer_states" not in checkpoint:
+            raise UserError("--ckpt_path: the checkpoint holds weights alone, which cannot be resumed: give one with the optimizer's state")
+        if fitting and not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            checkpoint["state_dict"] = checkpoint.pop("current_model_state", checkpoint["state_dict"])
+        # the tokenizer alone must be the checkpoint's: an adversary may come or go
+        for states in ("state_dict", "current_model_state"):
+            if (state := checkpoint.get(states)) is not None:
+                kept = {name: value for name, value in state.items() if name in own or not name.startswith("adversary.")}
+                checkpoint[states] = {name: value for name, value in own.items() if name.startswith("adversary.")} | kept
+                _check_fit(checkpoint[states], own)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # a checkpoint alone suffices to make the tokenizer again; plain data, so that it loads with weights_only
         checkpoint["tokenizer"] = self.tokenizer.description()
+
+
+def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raises UserError unless a checkpoint's state has the names and shapes of the model's own."""
+    for name in sorted(state.keys() | own.keys()):
+        theirs, ours = (f"one of shape {tuple(part[name].shape)}" if name in part else "" for part in (state, own))
+        if theirs != ours:
+            told = f"the checkpoint has {theirs or 'none'}, the model {ours or 'none'}"
+            raise UserError(
+                f"--ckpt_path: {name}: {told}: give model.backbone, model.quantizer and model.loss as the run that wrote it had"
+            )

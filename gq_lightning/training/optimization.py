@@ -1,14 +1,15 @@
-"""AdamW with warm-up and an optional cosine decay, counted in optimizer steps."""
+"""AdamW with warm-up and an optional cosine decay, counted in optimizer steps; and how many steps a training has."""
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from gq_lightning.errors import UserError
 from gq_lightning.lightning_internals import leave_uncounted
@@ -16,6 +17,21 @@ from gq_lightning.lightning_internals import leave_uncounted
 Schedule = Literal["constant", "cosine"]
 # devices on which torch has AdamW as one kernel, instead of several passes over the weights
 FUSED = ("cpu", "cuda")
+
+
+def planned_steps(trainer: Trainer, accumulate: int) -> float:
+    """Optimizer steps of the whole training, as Lightning will count them; infinite without a limit.
+
+    `accumulate` batches make a step, and what is left of them at the end of an epoch makes one too. `max_steps` counts steps,
+    `max_epochs` ends after so many epochs; whichever comes first ends the training.
+    """
+    steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
+    if trainer.max_epochs in (None, -1):
+        return steps
+    # the first of the two loads the data, which the second asks for
+    if math.isfinite(trainer.estimated_stepping_batches) and math.isfinite(batches := trainer.num_training_batches):
+        return min(steps, math.ceil(batches / accumulate) * trainer.max_epochs)
+    return steps
 
 
 def adamw(
@@ -41,19 +57,29 @@ def adamw(
     if schedule == "cosine" and not math.isfinite(steps):
         raise UserError("model.schedule: cosine needs an end: set trainer.max_steps or trainer.max_epochs")
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trainable if parameter.ndim > 1]},
         {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
     fused = all(parameter.device.type in FUSED for parameter in trainable) or None
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-        return warmup * (1.0 if schedule == "constant" else 0.505 + 0.495 * math.cos(math.pi * min(1.0, step / steps)))
+        return warmup * (1.0 if schedule == "constant" else 0.505 + 0.495 * math.cos(math.pi * min(1.0, step / max(steps, 1))))
 
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    scheduler = LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def as_asked_for(optimizer: LightningOptimizer, scheduler: LambdaLR) -> None:
+    """Gives an optimizer that was restored from a checkpoint the settings that `adamw` made it with: a checkpoint holds those of the
+    training that wrote it. Its moments, and the schedule's place, stay the checkpoint's."""
+    asked = optimizer.defaults
+    scheduler.base_lrs = [asked["lr"] for _ in scheduler.base_lrs]
+    for group, decay, factor in zip(optimizer.param_groups, (asked["weight_decay"], 0.0), scheduler.lr_lambdas, strict=True):
+        learning_rate = asked["lr"] * factor(scheduler.last_epoch)
+        group |= {"lr": learning_rate, "initial_lr": asked["lr"], "betas": asked["betas"], "weight_decay": decay}
 
 
 def take_step(optimizer: LightningOptimizer, scheduler: LRScheduler, gradient_clip: float | None, counted: bool) -> Tensor:

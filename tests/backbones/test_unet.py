@@ -51,7 +51,7 @@ def test_parameter_shapes_at_a_small_size() -> None:
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 24), (40, 8)])
 def test_any_multiple_of_the_downsampling(height: int, width: int) -> None:
     unet = UNet(8, 4, image_size=32, channels=32, multipliers=[1, 1, 1], blocks=1, attention_resolutions=[8])
-    assert unet.window is None
+    assert unet.fixed_image_size is None
     features = unet.encode(torch.randn(1, 3, height, width))
     assert features.shape == (1, 8, height // 4, width // 4)
     assert unet.decode(features[:, :4]).shape == (1, 3, height, width)

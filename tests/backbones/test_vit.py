@@ -39,7 +39,7 @@ def test_parameters_at_paper_size() -> None:
     with torch.device("meta"):
         vit = VisionTransformer(32, 16)
     assert (count(vit.encoder), count(vit.decoder)) == (86_016_032, 88_809_408)
-    assert vit.window == 256
+    assert vit.fixed_image_size == 256
 
 
 def test_parameter_shapes_at_a_small_size() -> None:

@@ -5,19 +5,21 @@ import torch
 from small import small_training
 
 from gq_lightning import UserError
-from gq_lightning.callbacks import TDC, Advice
+from gq_lightning.callbacks import Advice
 from gq_lightning.quantizers import FiniteScalarQuantizer, GaussianQuantizer
+from gq_lightning.quantizers.tdc import Variant
 
 PATIENCE, EVERY = 100, 10
 
 
-def run(bits: dict[int, float], steps: int = 300, *, callbacks: tuple[object, ...] = (TDC(),), dimensions=(2.0, 2.0), **multipliers: float):  # type: ignore[no-untyped-def]
+def run(bits: dict[int, float], steps: int = 300, *, variant: Variant = "paper", dimensions=(2.0, 2.0), **multipliers: float):  # type: ignore[no-untyped-def]
     """The warnings of a training whose tokens cost, from each step named on, so many bits (8 are the target)."""
-    training = small_training("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256))
+    training = small_training("vit", GaussianQuantizer(16, latent_channels=4, codebook_size=256, tdc_variant=variant))
+    training.step_complete = True
     for name, value in multipliers.items():
         getattr(training.tokenizer.quantizer.tdc, name).fill_(value)
     advice = Advice(PATIENCE)
-    trainer = SimpleNamespace(global_step=0, log_every_n_steps=EVERY, is_global_zero=True, callbacks=callbacks)
+    trainer = SimpleNamespace(global_step=0, log_every_n_steps=EVERY, is_global_zero=True)
     advice.on_train_start(trainer, training)  # type: ignore[arg-type]
     for step in range(1, steps + 1):
         trainer.global_step = step
@@ -44,8 +46,8 @@ def test_patience_begins_anew() -> None:
         run({0: 5.0, 95: 8.0, 150: 5.0}, steps=250)
 
 
-def test_without_the_callback_there_is_no_target() -> None:
-    run({0: 5.0}, callbacks=())
+def test_fixed_multipliers_have_no_target() -> None:
+    run({0: 5.0}, variant="fixed")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,8 @@ def test_dimension_bits_are_what_the_tokens_cost() -> None:
 
 def test_other_quantizers_and_ranks_have_nothing_to_say() -> None:
     training = small_training("vit", FiniteScalarQuantizer(16, levels=[16, 16, 16, 16]))
-    trainer = SimpleNamespace(global_step=EVERY, log_every_n_steps=EVERY, is_global_zero=True, callbacks=())
+    trainer = SimpleNamespace(global_step=EVERY, log_every_n_steps=EVERY, is_global_zero=True)
+    training.step_complete = True
     Advice(1).on_train_batch_end(trainer, training, {"posterior": None}, None, 0)  # type: ignore[arg-type]
     trainer.is_global_zero = False
     Advice(1).on_train_batch_end(trainer, training, {}, None, 0)  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from gq_lightning.data.order import derived_seed
-from gq_lightning.lightning_internals import as_after_a_batch, begin_after_resuming
+from gq_lightning.errors import UserError
+from gq_lightning.lightning_internals import as_after_a_batch, begin_after_resuming, is_fitting
 
 
 class ExactResume(Callback):
@@ -36,6 +37,14 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         as_after_a_batch(checkpoint)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        seed = checkpoint.get(type(trainer.datamodule).__qualname__, {}).get("seed")  # type: ignore[attr-defined]
+        if is_fitting(trainer) and trainer.is_global_zero and seed not in (None, torch.initial_seed()):
+            raise UserError(
+                f"seed_everything {torch.initial_seed()}: the training began with {seed}, which its order of pictures goes on with: "
+                f"give --seed_everything {seed}"
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._trained:

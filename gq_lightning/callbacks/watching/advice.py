@@ -7,7 +7,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from gq_lightning.callbacks.tdc import TDC
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import PosteriorQuantizer
 from gq_lightning.quantizers.tdc import HIGHEST, LOWEST, TargetDivergence
@@ -44,13 +43,13 @@ class Advice(Callback):
         self._said, self._since = set(), {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not (trainer.is_global_zero and is_logging_step(trainer)):
+        if not (trainer.is_global_zero and is_logging_step(trainer, pl_module)):
             return
         assert isinstance(pl_module, TokenizerTraining)
         quantizer, posterior, step = pl_module.tokenizer.quantizer, outputs["posterior"], trainer.global_step
         if not isinstance(quantizer, PosteriorQuantizer):
             return
-        if quantizer.tdc is not None and any(isinstance(callback, TDC) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if quantizer.tdc is not None and quantizer.tdc.variant != "fixed":
             self._target(step, quantizer.tdc, posterior.bits)
         self._dimensions(step, posterior.dimension_bits)
 

@@ -8,22 +8,31 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gq_lightning.training.module import is_logging_step
+from gq_lightning.training.module import is_logging_step, last_step
 
 
 class Diagnostics(Callback):
-    """Logs `bits/min|mean|max` over all ranks, `images_per_second` over all ranks, a histogram of bits per token (of rank 0), the
-    largest `memory_gib` so far (of rank 0), and how many broken pictures were skipped, if any."""
+    """Logs `bits/min|mean|max` and `images_per_second` in training over all ranks, a histogram of bits per token (of rank 0), the largest
+    `memory_gib` so far (of rank 0), and how many broken pictures were skipped, if any."""
 
     def __init__(self) -> None:
         self._images, self._since = 0, 0.0
+        self._paused: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._images, self._since = 0, time.perf_counter()
+        self._images, self._since, self._paused = 0, time.perf_counter(), None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._paused = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # a validation, and the checkpoints after it, are no training
+        if self._paused is not None:
+            self._since, self._paused = self._since + time.perf_counter() - self._paused, None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._images += len(batch)
-        if not is_logging_step(trainer):
+        if not is_logging_step(trainer, pl_module):
             return
         if (posterior := outputs["posterior"]) is not None:
             bits = posterior.bits
@@ -32,7 +41,7 @@ class Diagnostics(Callback):
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
                     if isinstance(logger, TensorBoardLogger):
-                        logger.experiment.add_histogram("bits_per_token", bits.flatten().float().cpu(), trainer.global_step)
+                        logger.experiment.add_histogram("bits_per_token", bits.flatten().float().cpu(), last_step(trainer))
         now = time.perf_counter()
         rate = self._images * trainer.world_size / max(now - self._since, 1e-9)
         pl_module.log_dict({"images_per_second": rate, "memory_gib": peak_memory(pl_module.device) / 2**30})

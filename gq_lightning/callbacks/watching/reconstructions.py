@@ -3,15 +3,18 @@
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from PIL import Image
 from torch import Tensor
 
 from gq_lightning.evaluation.evaluate import draw, some_images
-from gq_lightning.training.module import TokenizerTraining
+from gq_lightning.training.module import TokenizerTraining, last_step
+
+NAME = "reconstructions"
 
 
 class Reconstructions(Callback):
-    """Logs the grid to TensorBoard.
+    """Logs the grid to every logger that takes pictures: TensorBoard, Weights & Biases, MLflow, Comet.
 
     Args:
         columns: images, spread evenly over the evaluation set.
@@ -22,8 +25,7 @@ class Reconstructions(Callback):
         self._images: Tensor | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not boards or not trainer.is_global_zero:
+        if not trainer.is_global_zero or not any(map(takes_pictures, trainer.loggers)):
             return
         assert isinstance(pl_module, TokenizerTraining)
         if self._images is None:
@@ -31,5 +33,26 @@ class Reconstructions(Callback):
         images = self._images.to(pl_module.device)
         with torch.no_grad():
             picture = draw(images, pl_module.tokenizer.reconstruct(images), scale=2 if images.shape[-1] <= 128 else 1)
-        for logger in boards:
-            logger.experiment.add_image("reconstructions", np.asarray(picture), trainer.global_step, dataformats="HWC")
+        for logger in trainer.loggers:
+            log_picture(logger, picture, last_step(trainer))
+
+
+def takes_pictures(logger: Logger) -> bool:
+    return any(hasattr(target, "log_image") for target in (logger, _experiment(logger))) or isinstance(logger, TensorBoardLogger)
+
+
+def log_picture(logger: Logger, picture: Image.Image, step: int) -> None:
+    """To a logger of any of the kinds; others are passed over."""
+    experiment = _experiment(logger)
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(NAME, np.asarray(picture), step, dataformats="HWC")
+    elif hasattr(logger, "log_image"):  # Weights & Biases
+        logger.log_image(key=NAME, images=[picture], step=step)
+    elif hasattr(experiment, "log_image") and hasattr(logger, "run_id"):  # MLflow
+        experiment.log_image(logger.run_id, picture, key=NAME, step=step)
+    elif hasattr(experiment, "log_image"):  # Comet
+        experiment.log_image(picture, name=NAME, step=step)
+
+
+def _experiment(logger: Logger) -> object:
+    return getattr(logger, "experiment", None)

@@ -43,7 +43,7 @@ def run(
     from gq_lightning.metrics.report import metrics_table
 
     loaded = load_tokenizer(tokenizer, device, threads)
-    folder, side = str(data), size or loaded.window or 256
+    folder, side = str(data), size or loaded.fixed_image_size or 256
     options = {"batch_size": batch_size, "workers": workers, "skip_broken": skip_broken}
     module = ImageFolder(root=folder, validation_root=folder, image_size=side, **options)
     values, protocol = evaluate(loaded, module.test_dataloader(), rfid=rfid)
