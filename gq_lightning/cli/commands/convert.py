@@ -39,10 +39,8 @@ def run(
     changes = {name: value for name, value in given.items() if value is not None}
     convert(tokenizer, another_codebook(tokenizer.quantizer, changes, str(checkpoint)) if changes else None)
     tokenizer.save_pretrained(out)
-    quantizer = tokenizer.quantizer
-    print(
-        f"{printable(out)}: {type(tokenizer.backbone).__name__}, {quantizer.tokens_per_position} tokens of {quantizer.codebook_size} per position"
-    )
+    tokens = f"{tokenizer.tokens_per_position} tokens of {tokenizer.codebook_size} per position"
+    print(f"{printable(out)}: {type(tokenizer.backbone).__name__}, {tokens}")
 
 
 def another_codebook(trained: "Quantizer", changes: dict[str, Any], source: str) -> "Quantizer":
