@@ -12,12 +12,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from gq_lightning.errors import UserError
 from gq_lightning.files import Draft, RunFolder, one_writer, open_regular, parse_json
+from gq_lightning.tokenizer.box import boxed, names
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 2
@@ -40,9 +42,16 @@ def write_folder(folder: str | Path, description: dict[str, Any], state: dict[st
         UserError: it cannot be written.
     """
     folder = Path(folder)
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    halves = {name: tensor.half() for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    stored = {}
+    half_already = any(tensor.dtype == torch.float16 for tensor in tensors.values())
+    if halves and not half_already and all(torch.equal(half.float(), tensors[name]) for name, half in halves.items()):
+        # nothing is lost: somebody has rounded them, to have a file of half the size
+        tensors, stored = tensors | halves, {"stored": "float16"}
+    weights = save(tensors, metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
-    config = {"format": FORMAT, "tokenizer": description, "weights": {"file": WEIGHTS, "sha256": digest}, **facts}
+    config = {"format": FORMAT, "tokenizer": description, "weights": {"file": WEIGHTS, "sha256": digest, **stored}, **facts}
     card = (
         "---\nlibrary_name: gq_lightning\ntags: [image-tokenizer, vector-quantization, gaussian-quant]\n---\n\n# Image tokenizer\n\n"
         "```python\nfrom gq_lightning import ImageTokenizer\n\ntokenizer = ImageTokenizer.from_pretrained(...)\n"
@@ -90,7 +99,7 @@ def read_folder(folder: str | Path) -> tuple[Any, dict[str, Tensor], dict[str, A
             actual = hashlib.sha256(weights).hexdigest()
             if actual == expected:
                 try:
-                    return config["tokenizer"], load(weights), config
+                    return config["tokenizer"], _widened(load(weights), config["weights"].get("stored")), config
                 except (SafetensorError, ValueError, KeyError) as error:
                     raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error}): copy it again") from error
     if not actual:
@@ -100,6 +109,11 @@ def read_folder(folder: str | Path) -> tuple[Any, dict[str, Tensor], dict[str, A
     raise UserError(
         f"{folder / WEIGHTS}: SHA-256 {actual[:16]}… is not the {expected[:16]}… of {CONFIG}: damaged or changed; copy it again"
     )
+
+
+def _widened(state: dict[str, Tensor], stored: str | None) -> dict[str, Tensor]:
+    """float32 where that is what was stored in half."""
+    return {name: tensor.float() if stored and tensor.dtype == torch.float16 else tensor for name, tensor in state.items()}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -132,14 +146,16 @@ def _content(path: Path) -> bytes:
 
 
 def locate(name: str | Path, **download: Any) -> Path:
-    """Where a tokenizer lies: `name` itself, or in that of a run, else the hub's repository of that name, downloaded and cached.
+    """Where a tokenizer lies: `name` itself, or in that of a run; in the box; else the hub's repository, downloaded and cached.
 
     Args:
-        name: a folder or `owner/repository`.
+        name: a folder, a name in the box, or `owner/repository`.
         download: revision, token, cache_dir, force_download, local_files_only of `huggingface_hub.snapshot_download`.
     """
     if Path(name).exists():
         return next((folder for folder in (Path(name), RunFolder(name).tokenizer) if (folder / CONFIG).is_file()), Path(name))
+    if (folder := boxed(name)) is not None:
+        return folder
     # a folder needs nothing of the hub, whose import takes a while
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -148,7 +164,8 @@ def locate(name: str | Path, **download: Any) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS], **download))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"{name}: neither a folder nor a tokenizer on the hub that can be reached ({first})") from error
+        box = f"one of {', '.join(names())} in the box"
+        raise UserError(f"{name}: neither a folder, nor {box}, nor a tokenizer on the hub that can be reached ({first})") from error
 
 
 def upload(folder: str | Path, repository: str, token: str | None = None, private: bool | None = None) -> str:
