@@ -48,7 +48,7 @@ FOREIGN = ("lock", "log.txt", "command.txt", "details.json", "notes/plan.md")
 OWN = (
     *("config.yaml", "hparams.yaml", "metrics.json", "reconstructions.png", "broken_pictures.txt", "events.out.tfevents.1.host.2.0"),
     *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/.last.ckpt.0123456789ab.tmp"),
-    *("tokenizer/config.json", "tokens/a/b.png.tokens.safetensors", "non_finite/epoch0-batch1-rank0.png"),
+    *("tokenizer/config.json", "tokens/a/b.png.tokens", "non_finite/epoch0-batch1-rank0.png"),
 )
 
 

@@ -21,6 +21,7 @@ from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.quantizers.codebook import Generator
 from gq_lightning.tokenizer import ImageTokenizer
 from gq_lightning.tokenizer.checkpoint import load_checkpoint
+from gq_lightning.tokenizer.refining import Distance, squared_error
 from gq_lightning.tokens.codec import Fit, decode_pictures, encode_pictures
 
 
@@ -87,7 +88,20 @@ def _encode(arguments: argparse.Namespace) -> None:
         deterministic=arguments.deterministic,
         tile=arguments.tile,
         skip_broken=arguments.skip_broken,
+        bits=arguments.bits,
+        refine=arguments.refine,
+        distance=_squared_error_and_lpips(arguments.refine_lpips) if arguments.refine_lpips else None,
     )
+
+
+def _squared_error_and_lpips(weight: float) -> Distance:
+    """Sum over pixels of the squared error and `weight` times LPIPS, of images in [-1, 1]."""
+    from gq_lightning.weights.lpips import LPIPS
+
+    if not 0 < weight < float("inf"):
+        raise UserError(f"--refine-lpips {weight:g}: use a positive number, or leave it out")
+    network = LPIPS("alex")
+    return lambda images, originals: squared_error(images, originals) + weight * images[0, 0].numel() * network(images, originals)
 
 
 def _decode(arguments: argparse.Namespace) -> None:
@@ -196,6 +210,13 @@ def _parser() -> argparse.ArgumentParser:
         deterministic={"action": "store_true", "help": "tokens independent of batching, to the bit"},
         tile=dict(tile),
         skip_broken=dict(skip),
+        bits={
+            "type": int,
+            "metavar": "BITS",
+            "help": "keep this many bits of each token, where the codebook is a tree (convert --order tree)",
+        },
+        refine={"type": int, "default": 0, "metavar": "PASSES", "help": "choose tokens through the decoder, in so many passes; slow"},
+        refine_lpips={"type": float, "metavar": "WEIGHT", "help": "judge by squared error plus WEIGHT times LPIPS, in --refine"},
     )
     tool(
         "decode",

@@ -8,6 +8,7 @@ A token covers a group of m latent dimensions at one position, and its codebook 
 where the KL of every token is near B bits, which the target divergence constraint (`tdc`) sees to in training.
 """
 
+import copy
 import math
 from typing import ClassVar, Literal
 
@@ -18,7 +19,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Posterior, PosteriorQuantizer, Quantized, check_tokens, tokens_of_rate
 from gq_lightning.quantizers.codebook import Generator, Order, fingerprint, fingerprint_of_float64_points, gaussian_codebook, ordered
 from gq_lightning.quantizers.exact import exact_posterior
-from gq_lightning.quantizers.search import best_codewords
+from gq_lightning.quantizers.search import best_codewords, k_best_codewords
 from gq_lightning.quantizers.tdc import TargetDivergence, Variant
 from gq_lightning.theory import kl_bits
 
@@ -123,13 +124,27 @@ class GaussianQuantizer(PosteriorQuantizer):
 
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:
-        mean, log_variance = self._moments(features)
-        variance = log_variance.exp()
-        if self.clamp_variance and self.prior_weight > 0:
-            variance = variance.clamp(max=1 / self.prior_weight)
-        mean, variance = self.group(mean), self.group(variance)
+        mean, variance = self._wanted(features)
         tokens = best_codewords(mean.flatten(0, -2), variance.flatten(0, -2), self.codewords, self.prior_weight)
         return tokens.view(mean.shape[:-1])
+
+    @torch.no_grad()
+    def candidates(self, features: Tensor, count: int) -> Tensor:
+        mean, variance = self._wanted(features)
+        tokens = k_best_codewords(mean.flatten(0, -2), variance.flatten(0, -2), self.codewords, count, self.prior_weight)
+        return tokens.view(*mean.shape[:-1], count)
+
+    def coarser(self, bits: int) -> "GaussianQuantizer":
+        """Its codewords are the means of the cells of the tree that the first `bits` bits of a token name."""
+        if self.init_args.get("order") != "tree":
+            raise UserError("bits: tokens can be cut short where the codebook is a tree: convert the tokenizer with --order tree")
+        if not 1 <= bits <= self.target_bits:
+            raise UserError(f"bits: tokens of {bits} bits cannot be made of those of {self.target_bits:g}: use 1 to {self.target_bits:g}")
+        coarse = copy.copy(self)
+        coarse._buffers = dict(self._buffers)
+        coarse.codebook_size, coarse.bits_per_position = 2**bits, float(self.tokens_per_position * bits)
+        coarse.codewords = self.codewords.unflatten(0, (2**bits, -1)).mean(1)
+        return coarse
 
     def detokenize(self, tokens: Tensor) -> Tensor:
         check_tokens(tokens, self.codebook_size, self.tokens_per_position)
@@ -139,6 +154,14 @@ class GaussianQuantizer(PosteriorQuantizer):
         mean, log_variance = self._moments(features)
         divergence = kl_bits(mean, log_variance)
         return Posterior(mean, log_variance, self.group(divergence).sum(dim=-1), divergence.flatten(0, -2).mean(dim=0))
+
+    def _wanted(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and variances to be searched for, (..., tokens_per_position, group_size) each."""
+        mean, log_variance = self._moments(features)
+        variance = log_variance.exp()
+        if self.clamp_variance and self.prior_weight > 0:
+            variance = variance.clamp(max=1 / self.prior_weight)
+        return self.group(mean), self.group(variance)
 
     def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, (..., latent_channels) each, float32 whatever the precision of the encoder."""
