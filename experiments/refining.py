@@ -2,8 +2,8 @@
 
     python experiments/refining.py --data FOLDER --size 64 [--passes 1 2] [--bits 6 8 10 12 14 16] [--out FILE] TOKENIZER …
 
-One crop of --size of each picture, at a place drawn with seed 0. A line for each tokenizer's folder and number of passes; --bits gives lines
-of tokens cut short instead, whose tokenizer has its codebook as a tree. Appends to a JSON file, and draws PSNR over bits beside it.
+One crop of --size of each picture, at a place drawn with seed 0. A line for each tokenizer's folder and number of passes; --bits gives
+lines of tokens cut short instead, whose tokenizer has its codebook as a tree. Adds to a JSON file, and draws PSNR over bits beside it.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compression import pictures
 from PIL import Image
 from torch import Tensor
 
+from compression import pictures
 from gq_lightning import ImageTokenizer
 from gq_lightning.weights.lpips import LPIPS
 

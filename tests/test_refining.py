@@ -1,15 +1,20 @@
 """Tokens chosen through the decoder: never worse, as good as an exhaustive search where that can be, and the regions they are judged in."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from small import small_tokenizer
 from torch import Tensor
 
 from gq_lightning import UserError
 from gq_lightning.quantizers import FiniteScalarQuantizer, GaussianQuantizer, LookupFreeQuantizer, Quantizer, TokenBridge, VectorQuantizer
+from gq_lightning.data.pictures.reading import to_picture
 from gq_lightning.tokenizer.refining import _regions, field_of_view, refine, squared_error
+from gq_lightning.tokens.codec import decode_pictures, encode_pictures
+from gq_lightning.tokens.token_file import read_tokens
 
 
 def pictures(count: int, height: int, width: int) -> Tensor:
@@ -153,3 +158,15 @@ def test_tokens_without_an_order_are_not_cut_short(quantizer: Quantizer) -> None
 def test_bits_that_there_are_not(bits: int) -> None:
     with pytest.raises(UserError, match="use 1 to 8"):
         tree(8).coarser(bits)
+
+
+def test_a_file_of_tokens_cut_short_decodes_with_the_whole_tokenizer(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer("unet", tree(8)).eval()
+    picture = to_picture(pictures(1, 21, 30)[0])
+    picture.save(tmp_path / "a.png")
+    [file] = encode_pictures(tokenizer, [tmp_path / "a.png"], tmp_path / "tokens", bits=3, progress=False)
+    read = read_tokens(file)
+    assert read.codebook_size == 8 and read.fingerprint == tokenizer.fingerprint
+    [decoded] = decode_pictures(tokenizer, [file], tmp_path / "decoded", progress=False)
+    expected = to_picture(tokenizer.coarser(3).decode(read.tokens[None])[0, :, :21, :30])
+    assert Image.open(decoded).tobytes() == expected.tobytes()

@@ -12,6 +12,8 @@ from typing import Any, get_args
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
 
 from gq_lightning.construction import build, describe
 from gq_lightning.data.pictures.reading import WhenBroken
@@ -95,13 +97,19 @@ def _encode(arguments: argparse.Namespace) -> None:
 
 
 def _squared_error_and_lpips(weight: float) -> Distance:
-    """Sum over pixels of the squared error and `weight` times LPIPS, of images in [-1, 1]."""
+    """Sum over pixels of the squared error and `weight` times LPIPS, of images in [-1, 1]; small regions lie on grey for LPIPS."""
     from gq_lightning.weights.lpips import LPIPS
 
     if not 0 < weight < float("inf"):
         raise UserError(f"--refine-lpips {weight:g}: use a positive number, or leave it out")
     network = LPIPS("alex")
-    return lambda images, originals: squared_error(images, originals) + weight * images[0, 0].numel() * network(images, originals)
+
+    def distance(images: Tensor, originals: Tensor) -> Tensor:
+        missing = [max(0, 32 - side) for side in images.shape[:1:-1]]
+        padded = [functional.pad(side, (0, missing[0], 0, missing[1])) for side in (images, originals)]
+        return squared_error(images, originals) + weight * padded[0][0, 0].numel() * network(*padded)
+
+    return distance
 
 
 def _decode(arguments: argparse.Namespace) -> None:

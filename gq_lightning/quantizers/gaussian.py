@@ -60,7 +60,7 @@ class GaussianQuantizer(PosteriorQuantizer):
     codebook_fingerprint: Tensor
 
     training_arguments = frozenset({"tdc_alpha", "tdc_beta", "tdc_variant", "penalty_weight"})
-    later_arguments: ClassVar = {"order": "none"}
+    later_arguments: ClassVar = {**PosteriorQuantizer.later_arguments, "order": "none"}
 
     def __init__(
         self,
