@@ -10,8 +10,8 @@ from small import small_tokenizer
 from torch import Tensor
 
 from gq_lightning import UserError
-from gq_lightning.quantizers import FiniteScalarQuantizer, GaussianQuantizer, LookupFreeQuantizer, Quantizer, TokenBridge, VectorQuantizer
 from gq_lightning.data.pictures.reading import to_picture
+from gq_lightning.quantizers import FiniteScalarQuantizer, GaussianQuantizer, LookupFreeQuantizer, Quantizer, TokenBridge, VectorQuantizer
 from gq_lightning.tokenizer.refining import _regions, field_of_view, refine, squared_error
 from gq_lightning.tokens.codec import decode_pictures, encode_pictures
 from gq_lightning.tokens.token_file import read_tokens
