@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations benchmark soak drill fuzz test test-all lint clean
+.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression benchmark soak drill fuzz test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ sweep-fig1: weights  ## what Figure 1's methods are trained with, chosen by a sw
 
 reproduce-theory: $(READY)  ## the two bounds of Gaussian Quant by experiment, one dimension: about 15 minutes on one thread
 	OMP_NUM_THREADS=1 $(RUN) experiments/theory.py
+
+reproduce-compression: weights  ## quality over bytes of JPEG, WebP, AVIF and tokenizers: [DATA=FOLDER], such as Kodak's 24; about 10 minutes on two cores
+	$(RUN) experiments/compression.py $(if $(DATA),--data "$(DATA)")
 
 ABLATIONS := experiments/reproduce.py experiments/ablations.yaml --data "$(DATA)" $(if $(JOBS),--jobs $(JOBS))
 

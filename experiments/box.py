@@ -15,9 +15,9 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from compression import measure
 from PIL import Image, ImageDraw
 
+from compression import measure
 from gq_lightning import ImageTokenizer
 from gq_lightning.data.pictures.reading import center_crop, load_picture, resize_shorter, scale_pixels, to_picture, to_pixels
 from gq_lightning.files import write_whole

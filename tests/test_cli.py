@@ -163,7 +163,7 @@ def test_validate_test_predict(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
     limits = ["--trainer.limit_test_batches=1", "--trainer.limit_predict_batches=2", "--data.init_args.batch_size=5"]
     for command in ("validate", "test", "predict"):
         assert main([command, *SMOKE, *limits, f"--runs={tmp_path}", "--name=again", checkpoint]) == 0
-    files = sorted((tmp_path / "again/tokens").rglob("*.tokens.safetensors"))
+    files = sorted((tmp_path / "again/tokens").rglob("*.tokens"))
     assert len(files) == 10
 
 

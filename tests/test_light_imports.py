@@ -102,7 +102,7 @@ def test_the_package_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_encode_and_decode(folder: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 33, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    for arguments in (["encode", tmp_path / "a.png"], ["decode", tmp_path / "out/a.png.tokens.safetensors"]):
+    for arguments in (["encode", tmp_path / "a.png"], ["decode", tmp_path / "out/a.png.tokens"]):
         done = run("-c", FORBIDDING, ",".join(HEAVY), *arguments, "--tokenizer", folder, "--out", tmp_path / "out")
         assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "out/a.png") as picture:

@@ -52,7 +52,7 @@ OWN = (
         "version_3/metrics.csv",
         "metrics.csv",
         "tokenizer/config.json",
-        "tokens/a/b.png.tokens.safetensors",
+        "tokens/a/b.png.tokens",
         "non_finite/epoch0-batch1-rank0.png",
     ),
 )

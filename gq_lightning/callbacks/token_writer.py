@@ -12,7 +12,7 @@ from gq_lightning.training.module import TokenizerTraining
 
 
 class TokenWriter(BasePredictionWriter):
-    """Writes RUN/tokens/NAME.tokens.safetensors as `encode` does, batch by batch."""
+    """Writes RUN/tokens/NAME.tokens as `encode` does, batch by batch."""
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")

@@ -93,6 +93,22 @@ class Quantizer(Recorded, nn.Module, ABC):
             UserError: a token is not in [0, codebook_size), or the last axis has the wrong length; see `check_tokens`.
         """
 
+    def candidates(self, features: Tensor, count: int) -> Tensor:
+        """The `count` tokens that fit best, in place of the one of `tokenize`, which is the first: (..., tokens_per_position, count).
+
+        Raises:
+            UserError: this quantizer has no order of its tokens, or fewer of them.
+        """
+        raise UserError(f"refine: {type(self).__name__} cannot name a token's next best ones: leave it out")
+
+    def coarser(self, bits: int) -> "Quantizer":
+        """The same with tokens of `bits` bits, which are the first bits of its own tokens; parameters and buffers are shared.
+
+        Raises:
+            UserError: the bits of its tokens have no order, or are fewer.
+        """
+        raise UserError(f"bits: the tokens of a {type(self).__name__} cannot be cut short: leave it out")
+
 
 class PosteriorQuantizer(Quantizer):
     """A quantizer of Gaussian posteriors: a Gaussian VAE before its conversion.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
+from gq_lightning.quantizers.search import k_best_codewords
 
 # the library adds up a token's digits in float32
 LARGEST_CODEBOOK = 2**20
@@ -57,6 +58,7 @@ class FiniteScalarQuantizer(Quantizer):
         # its first channel is the least significant digit, so it has our channels in reverse;
         # without return_indices it does not write the whole grid into memory
         self.grid = FSQ(levels[::-1], preserve_symmetry=2 in levels, return_indices=False)
+        self._points: Tensor | None = None  # all of it, (codebook_size, channels of a token), once `candidates` needs it
 
     def forward(self, features: Tensor) -> Quantized:
         latents = self._round(features).flip(-1).flatten(-2)
@@ -69,6 +71,24 @@ class FiniteScalarQuantizer(Quantizer):
             raise UserError("features must be numbers: the encoder's are not finite")
         return self.grid.codes_to_indices(points).long()
 
+    @torch.no_grad()
+    def candidates(self, features: Tensor, count: int) -> Tensor:
+        """The points of the grid nearest to the features, counted in levels of each channel."""
+        levels = torch.tensor(self.levels, device=features.device)
+        x = self._split(features)
+        if self.grid.preserve_symmetry:
+            places = (levels - 1) * (torch.tanh(x) + 1) / 2
+        else:  # the library's bound before its rounding
+            half = (levels - 1) * 1.001 / 2
+            offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+            places = torch.tanh(x + torch.atanh(offset / half)) * half - offset + levels // 2
+        if self._points is None or self._points.device != x.device:
+            self._points = torch.cartesian_prod(*(torch.arange(level, device=x.device).float() for level in self.levels)).view(
+                -1, len(levels)
+            )
+        tokens = k_best_codewords(places.flatten(0, -2), torch.ones_like(places).flatten(0, -2), self._points, count, prior_weight=0.0)
+        return tokens.view(*places.shape[:-1], count)
+
     def detokenize(self, tokens: Tensor) -> Tensor:
         tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
         # flat, because the library takes more axes for an image and moves the last one
@@ -76,9 +96,13 @@ class FiniteScalarQuantizer(Quantizer):
 
     def _round(self, features: Tensor) -> Tensor:
         """(..., encoder_channels) to points of the grid (..., tokens_per_position, len(levels)), last channel first, float32."""
+        return self.grid.quantize(self._split(features).flip(-1))
+
+    def _split(self, features: Tensor) -> Tensor:
+        """(..., encoder_channels) to (..., tokens_per_position, len(levels)), float32."""
         if features.shape[-1] != self.encoder_channels:
             raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
-        return self.grid.quantize(features.float().unflatten(-1, (self.tokens_per_position, len(self.levels))).flip(-1))
+        return features.float().unflatten(-1, (self.tokens_per_position, len(self.levels)))
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, {self.tokens_per_position} tokens per position, {self.bits_per_position:.2f} bits per position"

@@ -8,17 +8,18 @@ A token covers a group of m latent dimensions at one position, and its codebook 
 where the KL of every token is near B bits, which the target divergence constraint (`tdc`) sees to in training.
 """
 
+import copy
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Posterior, PosteriorQuantizer, Quantized, check_tokens, tokens_of_rate
-from gq_lightning.quantizers.codebook import Generator, fingerprint, fingerprint_of_float64_points, gaussian_codebook
+from gq_lightning.quantizers.codebook import Generator, Order, fingerprint, fingerprint_of_float64_points, gaussian_codebook, ordered
 from gq_lightning.quantizers.exact import exact_posterior
-from gq_lightning.quantizers.search import best_codewords
+from gq_lightning.quantizers.search import best_codewords, k_best_codewords
 from gq_lightning.quantizers.tdc import TargetDivergence, Variant
 from gq_lightning.theory import kl_bits
 
@@ -51,12 +52,15 @@ class GaussianQuantizer(PosteriorQuantizer):
         exact_divergence: make the KL of every token equal to log2(codebook_size) on any picture, see `exact`. There is no penalty then,
             the TDC callback is not wanted, and the encoder's log-variances count by their differences within a token alone.
         vae: the quantizer that the encoder was trained with, whose posteriors it takes; `callbacks.GaussianQuant` gives it.
+        order: of the codewords, see `codebook.ordered`. `tree` gives the bits of a token a meaning, from coarse to fine, which a prior and
+            tokens of fewer bits need. Tokens of another order are other numbers for the same latents.
     """
 
     codewords: Tensor
     codebook_fingerprint: Tensor
 
     training_arguments = frozenset({"tdc_alpha", "tdc_beta", "tdc_variant", "penalty_weight"})
+    later_arguments: ClassVar = {**PosteriorQuantizer.later_arguments, "order": "none"}
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         initial_log_variance: float | None = None,
         exact_divergence: bool = False,
         vae: PosteriorQuantizer | None = None,
+        order: Order = "none",
     ) -> None:
         super().__init__()
         if layout not in ("contiguous", "strided"):
@@ -102,8 +107,10 @@ class GaussianQuantizer(PosteriorQuantizer):
         constraint = TargetDivergence(bits, alpha=tdc_alpha, beta=tdc_beta, variant=tdc_variant)
         self.tdc = None if exact_divergence else constraint
         self.vae = vae
-        codewords = gaussian_codebook(codebook, codebook_size, self.group_size, seed)
-        self.recipe = f"{codebook} codebook of {codebook_size} x {self.group_size} with seed {seed}"
+        codewords = ordered(gaussian_codebook(codebook, codebook_size, self.group_size, seed), order)
+        self.recipe = f"{codebook} codebook of {codebook_size} x {self.group_size} with seed {seed}" + (
+            ", as a tree" if order == "tree" else ""
+        )
         # the codebook follows from its recipe; what is saved is its fingerprint, which `_load_from_state_dict` compares
         self.register_buffer("codewords", codewords, persistent=False)
         self.register_buffer("codebook_fingerprint", torch.tensor(list(fingerprint(codewords)), dtype=torch.uint8))
@@ -119,13 +126,27 @@ class GaussianQuantizer(PosteriorQuantizer):
 
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:
-        mean, log_variance = self._moments(features)
-        variance = log_variance.exp()
-        if self.clamp_variance and self.prior_weight > 0:
-            variance = variance.clamp(max=1 / self.prior_weight)
-        mean, variance = self.group(mean), self.group(variance)
+        mean, variance = self._wanted(features)
         tokens = best_codewords(mean.flatten(0, -2), variance.flatten(0, -2), self.codewords, self.prior_weight)
         return tokens.view(mean.shape[:-1])
+
+    @torch.no_grad()
+    def candidates(self, features: Tensor, count: int) -> Tensor:
+        mean, variance = self._wanted(features)
+        tokens = k_best_codewords(mean.flatten(0, -2), variance.flatten(0, -2), self.codewords, count, self.prior_weight)
+        return tokens.view(*mean.shape[:-1], count)
+
+    def coarser(self, bits: int) -> "GaussianQuantizer":
+        """Its codewords are the means of the cells of the tree that the first `bits` bits of a token name."""
+        if self.init_args.get("order") != "tree":
+            raise UserError("bits: tokens can be cut short where the codebook is a tree: convert the tokenizer with --order tree")
+        if not 1 <= bits <= self.target_bits:
+            raise UserError(f"bits: tokens of {bits} bits cannot be made of those of {self.target_bits:g}: use 1 to {self.target_bits:g}")
+        coarse = copy.copy(self)
+        coarse._buffers = dict(self._buffers)
+        coarse.codebook_size, coarse.bits_per_position = 2**bits, float(self.tokens_per_position * bits)
+        coarse.codewords = self.codewords.unflatten(0, (2**bits, -1)).mean(1)
+        return coarse
 
     def detokenize(self, tokens: Tensor) -> Tensor:
         tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
@@ -135,6 +156,14 @@ class GaussianQuantizer(PosteriorQuantizer):
         mean, log_variance = self._moments(features)
         divergence = kl_bits(mean, log_variance)
         return Posterior(mean, log_variance, self.group(divergence).sum(dim=-1), divergence.flatten(0, -2).mean(dim=0))
+
+    def _wanted(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and variances to be searched for, (..., tokens_per_position, group_size) each."""
+        mean, log_variance = self._moments(features)
+        variance = log_variance.exp()
+        if self.clamp_variance and self.prior_weight > 0:
+            variance = variance.clamp(max=1 / self.prior_weight)
+        return self.group(mean), self.group(variance)
 
     def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, (..., latent_channels) each, float32 whatever the precision of the encoder."""

@@ -103,5 +103,9 @@ class TokenBridge(PosteriorQuantizer):
     def tokenize(self, features: Tensor) -> Tensor:
         return self.gaussian.tokenize(features)
 
+    @torch.no_grad()
+    def candidates(self, features: Tensor, count: int) -> Tensor:
+        return self.gaussian.candidates(features, count)
+
     def detokenize(self, tokens: Tensor) -> Tensor:
         return self.gaussian.detokenize(tokens)

@@ -21,7 +21,7 @@ from gq_lightning.distributed import is_distributed, rows_of_all_ranks
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import PenaltyReduction, Quantized, Quantizer, check_reduction, check_tokens, reduced, tokens_of_rate
 from gq_lightning.quantizers.codebook import check_codebook
-from gq_lightning.quantizers.search import best_codewords
+from gq_lightning.quantizers.search import best_codewords, k_best_codewords
 
 USAGE_DECAY = 0.99
 KMEANS_ITERATIONS = 10
@@ -129,6 +129,13 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:
         return self._nearest(self.group(features))
+
+    @torch.no_grad()
+    def candidates(self, features: Tensor, count: int) -> Tensor:
+        vectors = self.group(features)
+        flat = vectors.flatten(0, -2)
+        tokens = k_best_codewords(flat, torch.ones_like(flat), self.codebook.detach(), count, prior_weight=0.0)
+        return tokens.view(*vectors.shape[:-1], count)
 
     def detokenize(self, tokens: Tensor) -> Tensor:
         tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)

@@ -1,14 +1,14 @@
 """Pictures to token files and back: what a receiver of the tokens needs, and no more.
 
-picture --fit_picture--> (3, H, W) --tokenizer.encode--> TokenFile --write_tokens--> NAME.tokens.safetensors
-NAME.tokens.safetensors --read_tokens--> TokenFile --tokenizer.decode, crop--> picture
+picture --fit_picture--> (3, H, W) --tokenizer.encode--> TokenFile --write_tokens--> NAME.tokens
+NAME.tokens --read_tokens--> TokenFile --tokenizer.decode, crop--> picture
 """
 
 import io
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, get_args
 
@@ -32,12 +32,13 @@ from gq_lightning.data.pictures.reading import (
 )
 from gq_lightning.errors import UserError, printable
 from gq_lightning.files import write_whole
-from gq_lightning.tokens.token_file import SUFFIX, TokenFile, read_tokens, write_tokens
+from gq_lightning.tokens.token_file import SUFFIX, SUFFIXES, Prior, TokenFile, read_tokens, write_tokens
 
 __all__ = ["SUFFIX", "Fit", "TokenFile", "Tokenizer", "decode_pictures", "encode_pictures", "fit_picture", "read_tokens", "write_tokens"]
 
 Fit = Literal["pad", "resize", "crop"]
 T = TypeVar("T")
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class Tokenizer(Protocol):
@@ -53,8 +54,11 @@ class Tokenizer(Protocol):
     def tokens_per_position(self) -> int: ...
     @property
     def fingerprint(self) -> str: ...
-    def encode(self, images: Tensor, deterministic: bool = False, tile: int | None = None) -> Tensor: ...
+    def encode(
+        self, images: Tensor, deterministic: bool = False, tile: int | None = None, refine: int = 0, distance: Distance | None = None
+    ) -> Tensor: ...
     def decode(self, tokens: Tensor, tile: int | None = None) -> Tensor: ...
+    def coarser(self, bits: int) -> "Tokenizer": ...
 
 
 def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: int | None, size: int | None) -> tuple[Tensor, int, int, str]:
@@ -104,8 +108,17 @@ def encode_pictures(
     tile: int | None = None,
     skip_broken: bool = False,
     progress: bool = True,
+    bits: int | None = None,
+    refine: int = 0,
+    distance: Distance | None = None,
+    prior: Prior | None = None,
 ) -> list[Path]:
-    """Encodes pictures, and folders of them with their structure, to token files ``NAME.SUFFIX.tokens.safetensors`` under `out`.
+    """Encodes pictures, and folders of them with their structure, to token files ``NAME.SUFFIX.tokens`` under `out`.
+
+    Args:
+        bits: how many bits of each token to keep, where the tokenizer's codebook is a tree; None keeps all.
+        refine: passes that choose tokens through the decoder; `distance` is what they make small, the squared error unless given.
+        prior: codes the tokens by its probabilities.
 
     Raises:
         UserError: options that do not fit the tokenizer, two pictures for one token file, nothing to encode, or, unless
@@ -117,7 +130,8 @@ def encode_pictures(
         for picture in find_pictures([given]):
             relative = picture.relative_to(given) if given.is_dir() else Path(picture.name)
             _claim(targets, out / relative.with_name(relative.name + SUFFIX), picture)
-    fingerprint = tokenizer.fingerprint  # once: it reads all the weights
+    fingerprint = tokenizer.fingerprint  # once: it reads all the weights; tokens cut short belong to the tokenizer of the whole ones
+    tokenizer = tokenizer if bits is None else tokenizer.coarser(bits)
     console, errors, written, broken = _console(quiet=not progress), _console(stderr=True), [], 0
     for target, path in _tracked(list(targets.items()), "encoding", console):
         try:
@@ -135,11 +149,13 @@ def encode_pictures(
         with warnings.catch_warnings():
             # a bright picture is what it is
             warnings.filterwarnings("ignore", message="images hold nothing below 0")
-            tokens = tokenizer.encode(image[None], deterministic=deterministic, tile=tile)[0].cpu()
+            tokens = tokenizer.encode(image[None], deterministic, tile, refine, distance)[0].cpu()
         token_file = TokenFile(tokens, height, width, done, fingerprint, tokenizer.codebook_size, tokenizer.downsampling)
-        write_tokens(target, token_file)
+        write_tokens(target, token_file, prior)
         written.append(target)
+        size = target.stat().st_size
         rate = f"{tokens.numel()} tokens, {token_file.bits:.0f} bits, {token_file.bits_per_pixel:.4f} bits per pixel"
+        rate = f"{rate}, a file of {size} bytes, {8 * size / (height * width):.4f}"
         console.print(printable(f"{path}: {done}, {rate}"))
     if broken:
         errors.print(f"{broken} of {len(targets)} pictures were broken and skipped")
@@ -155,19 +171,21 @@ def decode_pictures(
     tile: int | None = None,
     progress: bool = True,
     any_tokenizer: bool = False,
+    prior: Prior | None = None,
 ) -> list[Path]:
     """Decodes token files, and folders of them with their structure, to PNG files under `out`.
 
-    ``a.jpg.tokens.safetensors`` becomes ``a.png``, or ``a.jpg.png`` where two token files of this call would be ``a.png``.
+    ``a.jpg.tokens`` becomes ``a.png``, or ``a.jpg.png`` where two token files of this call would be ``a.png``.
 
     Args:
         any_tokenizer: accept tokens that another tokenizer made; their geometry must still fit.
+        prior: of files that were coded with it.
 
     Raises:
         UserError: damaged token files, or such of another tokenizer; a picture beside its token file would be overwritten.
     """
     sources = [(source, Path(source.name) if given == source else source.relative_to(given)) for given, source in _token_files(paths)]
-    names = [relative.with_name(relative.name.removesuffix(SUFFIX) or relative.name) for _, relative in sources]
+    names = [relative.with_name(_without_suffix(relative.name)) for _, relative in sources]
     ambiguous = Counter(name.with_suffix(".png") for name in set(names))
     targets: dict[Path, Path] = {}
     for (source, _), name in zip(sources, names, strict=True):
@@ -179,12 +197,14 @@ def decode_pictures(
     fingerprint = tokenizer.fingerprint  # once: it reads all the weights
     console, written = _console(quiet=not progress), []
     for target, source in _tracked(list(targets.items()), "decoding", console):
-        token_file = read_tokens(source)
+        token_file = read_tokens(source, prior)
         if token_file.fingerprint != fingerprint and not any_tokenizer:
             theirs = f"made by tokenizer {token_file.fingerprint[:12]}, this one is {fingerprint[:12]}"
             raise UserError(f"{source}: {theirs}: decode with that one, or allow --any_tokenizer")
         _check_geometry(source, token_file, tokenizer)
-        image = tokenizer.decode(token_file.tokens[None], tile=tile)[0].float().cpu()
+        cut_short = token_file.fingerprint == fingerprint and token_file.codebook_size < tokenizer.codebook_size
+        decoder = tokenizer.coarser(token_file.codebook_size.bit_length() - 1) if cut_short else tokenizer
+        image = decoder.decode(token_file.tokens[None], tile=tile)[0].float().cpu()
         buffer = io.BytesIO()
         to_picture(image[:, : token_file.height, : token_file.width]).save(buffer, format="PNG")
         write_whole(target, buffer.getvalue())
@@ -227,10 +247,14 @@ def _reflected(length: int, target: int) -> Tensor:
 
 def _token_files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     for given in (Path(path).expanduser() for path in paths):
-        found = sorted(given.rglob(f"*{SUFFIX}")) if given.is_dir() else [given]
+        found = sorted(path for suffix in SUFFIXES for path in given.rglob(f"*{suffix}")) if given.is_dir() else [given]
         if not found:
-            raise UserError(f"{given}: no file that ends with {SUFFIX} in this folder")
+            raise UserError(f"{given}: no file that ends with {' or '.join(SUFFIXES)} in this folder")
         yield from ((given, source) for source in found)
+
+
+def _without_suffix(name: str) -> str:
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name) or name
 
 
 def _claim(targets: dict[Path, Path], target: Path, source: Path) -> None:

@@ -1,29 +1,54 @@
-"""Token files: the tokens of one picture and what it takes to decode them.
+"""Token files: the tokens of one picture and what it takes to decode them, in as few bytes as that takes.
 
-A token file is a safetensors file with one tensor, `tokens` (h, w, n), in the smallest integer type that holds the codebook, and one
-metadata entry of JSON (safetensors does not keep the order of several): the other fields of `TokenFile`, and a checksum of everything.
+    magic, version | coding, geometry | fit | tokenizer's fingerprint [| prior's] | checksum of the tokens | tokens | checksum of all
+
+72 bytes and `fit`, then the tokens: of fixed width, or entropy-coded by counts that adapt, whichever is smaller, or by a prior. The first
+checksum is of what decoding must give, so that a prior which computes otherwise on another machine gives an error and no wrong picture.
+Earlier versions wrote safetensors files; those are read for good (`earlier`).
 """
 
-import json
 import math
 import re
+import struct
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.files import open_regular, parse_json, write_whole
+from gq_lightning.files import open_regular, write_whole
+from gq_lightning.tokens import earlier
+from gq_lightning.tokens.entropy_coding import MOST_POINTS, Counts, Model, adaptive_bits, decode, encode
 
-SUFFIX = ".tokens.safetensors"
-_METADATA = "gq_lightning.tokens"
-_HEADER = ("height", "width", "fit", "fingerprint", "codebook_size", "downsampling")
-_DTYPES = {torch.uint8: 2**8, torch.uint16: 2**16, torch.int32: 2**31}  # codebook sizes that they hold
+SUFFIX = ".tokens"
+SUFFIXES = (SUFFIX, ".tokens.safetensors")
+MAGIC = b"GQTF\x02"
+_GEOMETRY = struct.Struct("<BIIHIIIHH")  # coding, h, w, n, height, width, codebook_size, downsampling, bytes of fit
+_CHECKSUM = struct.Struct("<I")
+_FIXED, _PRIOR = 0, 255  # codings; those between are counts of weight 2^(coding - 1)
+_WEIGHTS = range(1, 14)
 _MOST_TOKENS = 2**28
+_MOST_CODED = 2**22  # what is coded one by one, in a minute or so
+
+
+class Prior(Protocol):
+    """A model of whole grids, which both ends must have.
+
+    Attributes:
+        fingerprint: SHA-256 (hexadecimal) of what decides its probabilities.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+    def model(self, height: int, width: int, tokens_per_position: int) -> Model:
+        """For the tokens of a grid (h, w, n) in this order, row by row."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,39 +100,108 @@ class TokenFile:
         return self.bits / (self.height * self.width)
 
 
-def write_tokens(path: str | Path, token_file: TokenFile) -> None:
-    """Writes a token file. Equal tokens give equal bytes. Raises UserError where it cannot."""
-    dtype = next(dtype for dtype, most in _DTYPES.items() if token_file.codebook_size <= most)
-    tokens = token_file.tokens.cpu().to(dtype).contiguous()
-    header = {"version": 1} | {name: getattr(token_file, name) for name in _HEADER}
-    header["checksum"] = _checksum(header, tokens)
-    write_whole(Path(path), save({"tokens": tokens}, {_METADATA: json.dumps(header, sort_keys=True)}))
+def write_tokens(path: str | Path, token_file: TokenFile, prior: Prior | None = None) -> None:
+    """Writes a token file. Equal tokens give equal bytes. Raises UserError where it cannot.
+
+    Args:
+        prior: codes the tokens by its probabilities; the file is then readable with the same prior alone.
+    """
+    write_whole(Path(path), to_bytes(token_file, prior))
 
 
-def read_tokens(path: str | Path) -> TokenFile:
-    """Reads a token file and checks every field. Raises UserError for a damaged or foreign file."""
+def read_tokens(path: str | Path, prior: Prior | None = None) -> TokenFile:
+    """Reads a token file of any version and checks every field.
+
+    Raises:
+        UserError: a damaged or foreign file, or one that was coded with a prior which was not given, or computes otherwise here.
+    """
     try:
-        open_regular(path).close()
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_METADATA)
-            if text is None or list(file.keys()) != ["tokens"]:
-                raise UserError("not a token file")
-            if math.prod(file.get_slice("tokens").get_shape()) > _MOST_TOKENS:
-                raise UserError(f"more than {_MOST_TOKENS} tokens")
-            tokens = file.get_tensor("tokens")
-        header = parse_json(text)
-        if not isinstance(header, dict) or set(header) != {*_HEADER, "version", "checksum"} or tokens.dtype not in _DTYPES:
-            raise UserError("not a token file of this version")
-        if header.pop("checksum") != _checksum(header, tokens):
-            raise UserError("the checksum does not match")
-        if header.pop("version") != 1:
-            raise UserError("not a token file of this version")
-        return TokenFile(tokens.to(torch.int64), **header)
+        with open_regular(path) as file:
+            data = file.read()
+        return from_bytes(data, prior) if data.startswith(MAGIC) else earlier.read(data, TokenFile, _MOST_TOKENS)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file: name a file that ends with {SUFFIX}") from error
-    except (UserError, SafetensorError, OSError, ValueError) as error:
+    except PriorNeeded as error:
+        raise UserError(f"{path}: {error}") from error
+    except (UserError, OSError, ValueError, struct.error, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged, or not a token file ({reason}): encode the picture again") from error
+
+
+class PriorNeeded(UserError):
+    """The file is whole; what decodes it is not here."""
+
+
+def to_bytes(token_file: TokenFile, prior: Prior | None = None) -> bytes:
+    """The bytes of a file."""
+    grid = token_file.tokens.cpu().numpy()
+    coding, payload = (_FIXED, _packed(grid.ravel(), token_file.codebook_size))
+    if prior is not None:
+        coding, payload = _PRIOR, encode(grid.ravel().tolist(), [prior.model(*grid.shape)])
+    elif grid.size <= _MOST_CODED and token_file.codebook_size <= MOST_POINTS:
+        slots = grid.reshape(-1, grid.shape[2]).T
+        bits = {weight: sum(adaptive_bits(slot, token_file.codebook_size, 2 ** (weight - 1)) for slot in slots) for weight in _WEIGHTS}
+        weight = min(bits, key=lambda weight: bits[weight])
+        if bits[weight] < 8 * len(payload):  # at most as long as this by the last word: coded to see
+            coded = encode(grid.ravel().tolist(), _counts(token_file.codebook_size, weight, grid.shape[2]))
+            coding, payload = (weight, coded) if len(coded) < len(payload) else (coding, payload)
+    fit = token_file.fit.encode()
+    size = (token_file.height, token_file.width, token_file.codebook_size, token_file.downsampling)
+    fingerprints = bytes.fromhex(token_file.fingerprint) + (bytes.fromhex(prior.fingerprint) if prior is not None else b"")
+    data = MAGIC + _GEOMETRY.pack(coding, *grid.shape, *size, len(fit)) + fit + fingerprints + _CHECKSUM.pack(_checksum(grid)) + payload
+    return data + _CHECKSUM.pack(zlib.crc32(data))
+
+
+def from_bytes(data: bytes, prior: Prior | None = None) -> TokenFile:
+    """The inverse of `to_bytes`. Raises UserError, ValueError or struct.error for other bytes."""
+    body, ending = data[: -_CHECKSUM.size], data[-_CHECKSUM.size :]
+    if _CHECKSUM.pack(zlib.crc32(body)) != ending:
+        raise UserError("the checksum does not match")
+    coding, height, width, slots, *size, fit_length = _GEOMETRY.unpack_from(body, len(MAGIC))
+    fields = np.cumsum([len(MAGIC) + _GEOMETRY.size, fit_length, 32, 32 * (coding == _PRIOR), _CHECKSUM.size])
+    fit, fingerprint, theirs, checksum = (body[begin:end] for begin, end in pairwise(fields))
+    payload, count, codebook_size = body[fields[-1] :], height * width * slots, size[2]
+    if not 1 <= count <= (_MOST_TOKENS if coding == _FIXED else _MOST_CODED) or (coding not in (_FIXED, _PRIOR, *_WEIGHTS)):
+        raise UserError("not a token file of this version")
+    if coding == _FIXED:
+        tokens = _unpacked(payload, count, codebook_size)
+    elif coding == _PRIOR:
+        if prior is None or prior.fingerprint != theirs.hex():
+            given = "none is given" if prior is None else f"this one is {prior.fingerprint[:12]}"
+            raise PriorNeeded(f"coded with prior {theirs.hex()[:12]}, {given}: decode with that one (--prior)")
+        tokens = np.array(decode(payload, count, [prior.model(height, width, slots)]))
+    else:
+        tokens = np.array(decode(payload, count, _counts(codebook_size, coding, slots)))
+    grid = tokens.reshape(height, width, slots)
+    if _CHECKSUM.pack(_checksum(grid)) != checksum:
+        if coding == _PRIOR:
+            raise PriorNeeded(
+                "its prior computes other probabilities on this machine: decode it where it was encoded, or encode without one"
+            )
+        raise UserError("the checksum of its tokens does not match")
+    return TokenFile(torch.from_numpy(grid), size[0], size[1], fit.decode(), fingerprint.hex(), codebook_size, size[3])
+
+
+def _counts(codebook_size: int, weight: int, slots: int) -> list[Counts]:
+    """A model for each token of a position."""
+    return [Counts(codebook_size, 2 ** (weight - 1)) for _ in range(slots)]
+
+
+def _packed(tokens: NDArray[np.int64], codebook_size: int) -> bytes:
+    """As many bits for each as the largest token has, the most significant first."""
+    width = max(1, (codebook_size - 1).bit_length())
+    places = np.arange(width)[::-1]
+    return np.packbits((tokens.astype(np.uint32)[:, None] >> places.astype(np.uint32)).astype(np.uint8) & 1).tobytes()
+
+
+def _unpacked(payload: bytes, count: int, codebook_size: int) -> NDArray[np.int64]:
+    width = max(1, (codebook_size - 1).bit_length())
+    if len(payload) != -(-count * width // 8):
+        raise UserError(f"{len(payload)} bytes are not those of {count} tokens of {width} bits")
+    bits = np.unpackbits(np.frombuffer(payload, dtype=np.uint8))
+    if bits[count * width :].any():
+        raise UserError("there are bits behind the last token")
+    return bits[: count * width].reshape(count, width) @ (1 << np.arange(width, dtype=np.int64)[::-1])
 
 
 def _check_integer(name: str, value: object, most: int) -> None:
@@ -115,5 +209,5 @@ def _check_integer(name: str, value: object, most: int) -> None:
         raise UserError(f"{name} is {value!r:.40}, not an integer from 1 to {most}")
 
 
-def _checksum(header: dict[str, object], tokens: Tensor) -> int:
-    return zlib.crc32(tokens.numpy().tobytes(), zlib.crc32(json.dumps(header, sort_keys=True).encode()))
+def _checksum(grid: NDArray[np.int64]) -> int:
+    return zlib.crc32(grid.astype("<u4").tobytes())

@@ -20,6 +20,7 @@ def run(
     codebook_size: PositiveInt | None = None,
     prior_weight: NonNegativeFloat | None = None,
     seed: int | None = None,
+    order: Literal["none", "tree"] | None = None,
 ) -> None:
     """Gaussian Quant by hand: freeze the encoder, attach the random codebook, write the tokenizer.
 
@@ -30,12 +31,13 @@ def run(
         codebook_size: another size; the tokens per position follow from the rate
         prior_weight: another weight of the prior
         seed: another seed of the codebook
+        order: tree orders the codewords from coarse to fine, for priors and tokens of fewer bits
     """
     from gq_lightning.callbacks.gaussian_quant import convert
     from gq_lightning.tokenizer.checkpoint import load_checkpoint
 
     tokenizer = load_checkpoint(checkpoint)
-    given = {"codebook": codebook, "codebook_size": codebook_size, "prior_weight": prior_weight, "seed": seed}
+    given = {"codebook": codebook, "codebook_size": codebook_size, "prior_weight": prior_weight, "seed": seed, "order": order}
     changes = {name: value for name, value in given.items() if value is not None}
     convert(tokenizer, another_codebook(tokenizer.quantizer, changes, str(checkpoint)) if changes else None)
     tokenizer.save_pretrained(out)

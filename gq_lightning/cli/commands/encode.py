@@ -1,9 +1,14 @@
 """Pictures to token files."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gq_lightning.tokenizer.refining import Distance
 
 
 def run(
@@ -15,6 +20,9 @@ def run(
     deterministic: bool = False,
     tile: PositiveInt | None = None,
     skip_broken: bool = False,
+    bits: PositiveInt | None = None,
+    refine: NonNegativeInt = 0,  # type: ignore[assignment]
+    refine_lpips: PositiveFloat | None = None,
     device: str = "auto",
     threads: PositiveInt | None = None,
 ) -> None:
@@ -30,6 +38,9 @@ def run(
         deterministic: tokens independent of batching, to the bit
         tile: see large pictures in overlapping tiles of this side, in pixels, to bound memory
         skip_broken: name and count pictures that cannot be decoded instead of stopping
+        bits: keep this many bits of each token, where the codebook is a tree (convert --order tree)
+        refine: choose tokens through the decoder, in so many passes; slow
+        refine_lpips: in --refine, judge by squared error plus so many times LPIPS
         device: torch device; auto is a GPU where there is one
         threads: CPU threads
     """
@@ -37,4 +48,22 @@ def run(
     from gq_lightning.tokens.codec import encode_pictures
 
     loaded = load_tokenizer(tokenizer, device, threads)
-    encode_pictures(loaded, images, out, fit, size, deterministic, tile, skip_broken)
+    distance = _squared_error_and_lpips(refine_lpips) if refine_lpips else None
+    encode_pictures(loaded, images, out, fit, size, deterministic, tile, skip_broken, bits=bits, refine=refine, distance=distance)
+
+
+def _squared_error_and_lpips(weight: float) -> "Distance":
+    """Sum over pixels of the squared error and `weight` times LPIPS, of images in [-1, 1]; small regions lie on grey for LPIPS."""
+    from torch.nn import functional
+
+    from gq_lightning.tokenizer.refining import squared_error
+    from gq_lightning.weights.lpips import LPIPS
+
+    network = LPIPS("alex")
+
+    def distance(images: "Tensor", originals: "Tensor") -> "Tensor":
+        missing = [max(0, 32 - side) for side in images.shape[:1:-1]]
+        padded = [functional.pad(side, (0, missing[0], 0, missing[1])) for side in (images, originals)]
+        return squared_error(images, originals) + weight * padded[0][0, 0].numel() * network(*padded)
+
+    return distance

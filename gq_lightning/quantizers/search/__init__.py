@@ -10,6 +10,8 @@ and every way of searching gives its largest in float64, ties to the lowest inde
     CPU with AVX2, compiler   table: byte tables reject nearly all codewords, what is left is scored
     CUDA with Triton          fused: a product that never leaves the chip, what comes near its maximum is scored
     anything else             blocked: the same in plain torch
+
+The table and plain torch also find the k best, which a choice through the decoder wants.
 """
 
 import math
@@ -77,6 +79,32 @@ _library = torch.library.Library("gq_lightning", "DEF")
 _library.define("best_codewords(Tensor mean, Tensor variance, Tensor codebook, float prior_weight) -> Tensor")
 _library.impl("best_codewords", _search, "CompositeExplicitAutograd")
 torch.library.register_fake("gq_lightning::best_codewords", lambda mean, *_: mean.new_empty(len(mean), dtype=torch.int64), lib=_library)
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def k_best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, k: int, prior_weight: float = 1.0) -> Tensor:
+    """The indices of the k highest scores for each posterior, best first, and so `best_codewords` before all; ties in order of index.
+
+    Args:
+        mean, variance, codebook, prior_weight: as in `best_codewords`.
+        k: codewords to find, 1 to K.
+
+    Returns:
+        (N, k) int64.
+
+    Raises:
+        UserError: as `best_codewords`, or there are fewer than k codewords.
+    """
+    _check(mean, variance, codebook, prior_weight)
+    if not 1 <= k <= len(codebook):
+        raise UserError(f"k: {k} codewords are wanted, the codebook has {len(codebook)}: give a number from 1 to that")
+    mean, precision = mean.double().contiguous(), variance.double().reciprocal().contiguous()
+    _refuse_unless(bool((torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0)).all().item()))
+    if len(mean) == 0:
+        return torch.empty(0, k, dtype=torch.int64, device=mean.device)
+    way = table if table.usable(mean.device, compile=mean.numel() * len(codebook) >= WORTH_COMPILING) else blocked
+    return way.best(mean, precision, codebook, prior_weight, k)
 
 
 def _refuse_unless(valid: bool) -> None:

@@ -21,18 +21,25 @@ PAIRS_PER_BLOCK = 4096
 
 def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
     """mean, precision: (N, m) float64; codebook (K, m). Returns (N,) int64."""
+    return best(mean, precision, codebook, prior_weight, 1)[:, 0]
+
+
+def best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float, k: int) -> Tensor:
+    """The k best, k at most K: (N, k) int64."""
     keys, largest = prepared(codebook, _keys)
     query, slack = scaled_query(mean, precision, largest, prior_weight, keys.dtype)
-    tokens = torch.empty(len(mean), dtype=torch.int64, device=mean.device)
+    tokens = []
     for begin in range(0, len(query), TOKENS_PER_BLOCK):
         part = slice(begin, begin + TOKENS_PER_BLOCK)
         # (n, groups): group g of a block has its codewords g, g + width, g + 2 width, …, so that the maximum runs along memory
         maxima = torch.cat(
             [(query[part] @ block.T).view(len(query[part]), GROUP, -1).amax(1) for block in keys.split(CODEWORDS_PER_BLOCK)], dim=1
         )
-        threshold = maxima.amax(1).double() - 2 * slack[part]
-        tokens[part] = _decide(mean[part], precision[part], codebook, prior_weight, (maxima >= threshold.unsqueeze(1)).nonzero())
-    return tokens
+        # k groups have a codeword each that is no worse than the k-th largest maximum; fewer groups are all needed
+        least = maxima.topk(k, dim=1).values[:, -1] if 1 < k <= maxima.shape[1] else maxima.amax(1) if k == 1 else maxima.amin(1)
+        near = maxima >= (least.double() - 2 * slack[part]).unsqueeze(1)
+        tokens.append(_decide(mean[part], precision[part], codebook, prior_weight, near, k))
+    return torch.cat(tokens)
 
 
 def scaled_query(mean: Tensor, precision: Tensor, largest: Tensor, prior_weight: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -62,25 +69,36 @@ def _keys(codebook: Tensor) -> tuple[Tensor, Tensor]:
     return keys.to(torch.float32 if exact else torch.float64), keys.abs().amax(0)
 
 
-def _decide(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float, pairs: Tensor) -> Tensor:
-    """The best codeword of the groups left over, in float64. pairs: (P, 2), token and group, by token. Returns (n,) int64."""
-    size = len(codebook)
-    best = torch.full((len(mean),), -torch.inf, dtype=torch.float64, device=mean.device)
-    tokens = torch.full((len(mean),), size, dtype=torch.int64, device=mean.device)
-    for token, group in (block.unbind(1) for block in pairs.split(PAIRS_PER_BLOCK)):
-        groups_per_block = CODEWORDS_PER_BLOCK // GROUP
+def _decide(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float, near: Tensor, k: int) -> Tensor:
+    """The k best codewords of the groups left over, in float64. near: (n, groups). Returns (n, k) int64."""
+    size, filled = len(codebook), len(codebook) + -len(codebook) % GROUP
+    row, column = near.nonzero().unbind(1)
+    counts = row.bincount(minlength=len(near))
+    # a token's groups side by side; what fills a row up has no codewords
+    groups = row.new_full((len(near), int(counts.max())), near.shape[1])
+    groups[row, torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]] = column
+    order = counts.argsort(descending=True)  # rows of like lengths together
+    tokens = torch.empty(len(mean), k, dtype=torch.int64, device=mean.device)
+    members, groups_per_block = torch.arange(GROUP, device=mean.device), CODEWORDS_PER_BLOCK // GROUP
+    begin = 0
+    while begin < len(order):
+        most = int(counts[order[begin]])
+        rows = order[begin : begin + max(1, PAIRS_PER_BLOCK // most)]
+        begin += len(rows)
+        group = groups[rows, :most]
         start = group // groups_per_block * CODEWORDS_PER_BLOCK
-        filled = size + -size % GROUP
         width = (filled - start).clamp_max(CODEWORDS_PER_BLOCK) // GROUP
-        members = torch.arange(GROUP, device=mean.device)
-        index = (start + group % groups_per_block).unsqueeze(1) + members * width.unsqueeze(1)  # (P, GROUP), ascending
-        index = torch.where(index < size, index, 0)
-        score = scores(mean[token].unsqueeze(1), precision[token].unsqueeze(1), codebook[index].double(), prior_weight)
-        value = score.amax(1)
-        where = torch.where(score == value.unsqueeze(1), index, size).amin(1)
-        # a token's groups may lie in several blocks of pairs
-        before = best.clone()
-        best.scatter_reduce_(0, token, value, "amax")
-        tokens[best > before] = size
-        tokens.scatter_reduce_(0, token, torch.where(value == best[token], where, size), "amin")
+        index = (start + group % groups_per_block).unsqueeze(-1) + members * width.unsqueeze(-1)  # (rows, most, GROUP)
+        index = torch.where((group < near.shape[1]).unsqueeze(-1) & (index < size), index, size).flatten(1)
+        codewords = codebook[index.clamp_max(size - 1)].double()
+        score = scores(mean[rows].unsqueeze(1), precision[rows].unsqueeze(1), codewords, prior_weight).masked_fill_(
+            index == size, -torch.inf
+        )
+        if k == 1:
+            winners = score == score.amax(1, keepdim=True)
+            tokens[rows] = torch.where(winners, index, size).amin(1, keepdim=True)
+        else:
+            index, ascending = index.sort(1)
+            ranks = score.gather(1, ascending).sort(dim=1, descending=True, stable=True).indices[:, :k]  # ties in order of index
+            tokens[rows] = index.gather(1, ranks)
     return tokens

@@ -2,7 +2,8 @@
 //
 // Along every dimension the codewords fall into 16 bins. A posterior's score is a sum over dimensions, so that for each dimension and bin
 // there is a least loss against the best value of that dimension; rounded down to bytes, 16 of them fit one shuffle instruction. 32
-// codewords are then bounded by m shuffles and additions, and only those whose bound is below the best loss known are scored, in double.
+// codewords are then bounded by m shuffles and additions, and only those whose bound is below the loss to beat are scored, in double: that
+// of the best codeword known, or of the k-th best where k are wanted.
 
 #include <algorithm>
 #include <cmath>
@@ -18,8 +19,8 @@ constexpr int64_t BINS = 16;
 constexpr int64_t LANES = 32;       // codewords per vector of bytes
 constexpr int64_t TILE = 512;       // codewords whose bins stay in the L1 cache while the tokens of a batch pass
 constexpr int64_t BATCH = 32;       // tokens whose tables stay in the L2 cache
-constexpr double STEPS = 250.0;     // of the byte scale, up to the loss of the best codeword known when the table was made
-constexpr int64_t FIRST_GUESS = 32; // codewords scored to start with
+constexpr double STEPS = 250.0;     // of the byte scale, up to the loss to beat when the table was made
+constexpr int64_t FIRST_GUESS = 32; // codewords scored to start with, or k if that is more
 
 struct Codebook {
     const double* codewords;  // (K, m)
@@ -31,12 +32,24 @@ struct Codebook {
 
 struct Token {
     const double *mean, *precision;
+    double* values;     // (k,) the best scores known, in descending order, ties by index
+    int64_t* indices;   // (k,) whose they are
     double top = 0;     // sum of the best values of each dimension; no codeword scores higher
     double slack = 0;   // what rounding may add to a bound
-    double best = -INFINITY;
+    double worst = -INFINITY; // the k-th best score, which is to be beaten
     double inverse = 0; // steps of the byte scale per unit of loss
-    int64_t index = 0;
     int limit = 0;      // bounds above it are out
+
+    // into the list, if it belongs there
+    bool insert(double value, int64_t index, int64_t k) {
+        const auto before = [&](int64_t place) { return value > values[place] || (value == values[place] && index < indices[place]); };
+        int64_t place = k - 1;
+        if (!before(place)) return false;
+        for (; place > 0 && before(place - 1); place--) values[place] = values[place - 1], indices[place] = indices[place - 1];
+        values[place] = value, indices[place] = index;
+        worst = values[k - 1];
+        return true;
+    }
 };
 
 double score(const double* codeword, const Token& token, double prior_weight, int64_t m) {
@@ -78,7 +91,7 @@ void losses(const Codebook& book, Token& token, double prior_weight, double* los
 
 // rounded down, so that a sum of entries is no more than the loss; one step is added to the limit for the rounding of the quotients
 void scale(const Codebook& book, Token& token, const double* loss, uint8_t* table) {
-    token.inverse = STEPS / std::max(token.top - token.best + token.slack, 1e-290);
+    token.inverse = STEPS / std::max(token.top - token.worst + token.slack, 1e-290);
     for (int64_t d = 0; d < book.m; d++)
         for (int64_t b = 0; b < BINS; b++) {
             const double steps = loss[d * BINS + b] * token.inverse;
@@ -89,7 +102,7 @@ void scale(const Codebook& book, Token& token, const double* loss, uint8_t* tabl
 
 // M > 0 fixes the number of dimensions, for the compiler to keep the tables in registers
 template <int64_t M>
-void scan(const Codebook& book, Token& token, double prior_weight, const uint8_t* table, int64_t begin, int64_t end) {
+void scan(const Codebook& book, Token& token, double prior_weight, const uint8_t* table, int64_t k, int64_t known, int64_t begin, int64_t end) {
     const int64_t m = M > 0 ? M : book.m;
     const auto* tables = reinterpret_cast<const __m256i*>(table);
     __m256i own[M > 0 ? M : 1];
@@ -104,14 +117,12 @@ void scan(const Codebook& book, Token& token, double prior_weight, const uint8_t
         }
         auto left = uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(bound, limit), bound)));
         while (left) {
-            const int64_t k = first + __builtin_ctz(left);
+            const int64_t index = first + __builtin_ctz(left);
             left &= left - 1;
-            if (k >= book.size) return;
-            const double value = score(book.codewords + k * m, token, prior_weight, m);
-            if (value > token.best || (value == token.best && k < token.index)) {
-                token.best = value;
-                token.index = k;
-                token.limit = std::min(token.limit, int((token.top - value + token.slack) * token.inverse) + 1);
+            if (index >= book.size) return;
+            const double value = score(book.codewords + index * m, token, prior_weight, m);
+            if (value >= token.worst && index >= known && token.insert(value, index, k)) {
+                token.limit = std::min(token.limit, int((token.top - token.worst + token.slack) * token.inverse) + 1);
                 limit = _mm256_set1_epi8(char(token.limit));
             }
         }
@@ -119,21 +130,22 @@ void scan(const Codebook& book, Token& token, double prior_weight, const uint8_t
 }
 
 template <int64_t M>
-void search(const Codebook& book, const double* mean, const double* precision, double prior_weight, int64_t begin, int64_t end,
+void search(const Codebook& book, const double* mean, const double* precision, double prior_weight, int64_t begin, int64_t end, int64_t k,
             int64_t* tokens) {
-    const int64_t m = book.m;
+    const int64_t m = book.m, known = std::min(book.size, std::max(FIRST_GUESS, k));
+    std::vector<double> values(BATCH * k);
     std::vector<double> loss(BATCH * m * BINS);
     std::vector<uint8_t> table(BATCH * m * LANES);
     std::vector<Token> batch(BATCH);
     for (int64_t start = begin; start < end; start += BATCH) {
         const int64_t count = std::min(BATCH, end - start);
         for (int64_t i = 0; i < count; i++) {
-            Token& token = batch[i] = Token{mean + (start + i) * m, precision + (start + i) * m};
+            Token& token = batch[i] = Token{mean + (start + i) * m, precision + (start + i) * m, values.data() + i * k, tokens + (start + i) * k};
             losses(book, token, prior_weight, loss.data() + i * m * BINS);
-            for (int64_t k = 0; k < std::min(book.size, FIRST_GUESS); k++) {
-                const double value = score(book.codewords + k * m, token, prior_weight, m);
-                if (value > token.best) token.best = value, token.index = k;
-            }
+            std::fill(token.values, token.values + k, -INFINITY);
+            std::fill(token.indices, token.indices + k, book.size);
+            for (int64_t index = 0; index < known; index++)
+                token.insert(score(book.codewords + index * m, token, prior_weight, m), index, k);
             scale(book, token, loss.data() + i * m * BINS, table.data() + i * m * LANES);
         }
         for (int64_t tile = 0; tile < book.padded; tile += TILE)
@@ -141,9 +153,8 @@ void search(const Codebook& book, const double* mean, const double* precision, d
                 Token& token = batch[i];
                 // a better codeword has made half of the scale useless
                 if (token.limit < STEPS / 2) scale(book, token, loss.data() + i * m * BINS, table.data() + i * m * LANES);
-                scan<M>(book, token, prior_weight, table.data() + i * m * LANES, tile, std::min(book.padded, tile + TILE));
+                scan<M>(book, token, prior_weight, table.data() + i * m * LANES, k, known, tile, std::min(book.padded, tile + TILE));
             }
-        for (int64_t i = 0; i < count; i++) tokens[start + i] = batch[i].index;
     }
 }
 
@@ -174,16 +185,16 @@ void gq_prepare(const double* codewords, int64_t size, int64_t padded, int64_t m
     }
 }
 
-// mean, precision (N, m) -> tokens (N,)
+// mean, precision (N, m) -> tokens (N, k), best first; k is at most the codebook's size
 void gq_search(const double* codewords, int64_t size, int64_t padded, int64_t m, const uint8_t* bins, const double* low, const double* high,
-               const double* mean, const double* precision, double prior_weight, int64_t count, int64_t* tokens, int64_t threads) {
+               const double* mean, const double* precision, double prior_weight, int64_t count, int64_t k, int64_t* tokens, int64_t threads) {
     const Codebook book{codewords, bins, low, high, size, padded, m};
     const auto work = m == 4 ? search<4> : m == 8 ? search<8> : m == 16 ? search<16> : search<0>;
     threads = std::max<int64_t>(1, std::min(threads, count / 4));
     std::vector<std::thread> others;
     for (int64_t t = 1; t < threads; t++)
-        others.emplace_back(work, book, mean, precision, prior_weight, count * t / threads, count * (t + 1) / threads, tokens);
-    work(book, mean, precision, prior_weight, 0, count / threads, tokens);
+        others.emplace_back(work, book, mean, precision, prior_weight, count * t / threads, count * (t + 1) / threads, k, tokens);
+    work(book, mean, precision, prior_weight, 0, count / threads, k, tokens);
     for (auto& other : others) other.join();
 }
 }

@@ -21,11 +21,16 @@ def usable(device: torch.device, compile: bool) -> bool:
 
 def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
     """mean, precision: (N, m) float64, contiguous; codebook (K, m). Returns (N,) int64."""
+    return best(mean, precision, codebook, prior_weight, 1)[:, 0]
+
+
+def best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float, k: int) -> Tensor:
+    """The k best, k at most K: (N, k) int64."""
     codewords, bins, low, high = prepared(codebook, _prepare)
-    tokens = torch.empty(len(mean), dtype=torch.int64)
+    tokens = torch.empty(len(mean), k, dtype=torch.int64)
     size, m = codewords.shape
     book = (codewords, size, len(bins) * LANES, m, bins, low, high)
-    call(_functions().gq_search, *book, mean, precision, float(prior_weight), len(mean), tokens, torch.get_num_threads())
+    call(_functions().gq_search, *book, mean, precision, float(prior_weight), len(mean), k, tokens, torch.get_num_threads())
     return tokens
 
 

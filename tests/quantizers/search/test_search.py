@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from gq_lightning import UserError
-from gq_lightning.quantizers.search import best_codewords, bisection, blocked, table
+from gq_lightning.quantizers.search import best_codewords, bisection, blocked, k_best_codewords, table
+from gq_lightning.quantizers.search.score import scores
 
 CPU = torch.device("cpu")
 
@@ -71,6 +72,59 @@ def compiler() -> None:
 def test_equals_brute_force(tokens: int, size: int, m: int, prior_weight: float, hard: bool) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         assert set(disagreements(tokens, size, m, prior_weight, hard, dtype, seed=tokens).values()) == {0}
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["trained", "hard"])
+@pytest.mark.parametrize("prior_weight", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("tokens", "size", "m", "k"),
+    [
+        (60, 1000, 16, 16),
+        (40, 5000, 4, 16),
+        (30, 4097, 8, 128),
+        (300, 31, 2, 31),
+        (50, 300, 1, 5),
+        (20, 65536, 8, 16),
+        (33, 70, 24, 69),
+        (9, 1, 3, 1),
+    ],
+)
+def test_the_k_best_equal_brute_force(tokens: int, size: int, m: int, k: int, prior_weight: float, hard: bool) -> None:
+    """Score by score in float64, as two ways of adding one up may order what lies within its rounding."""
+    generator = torch.Generator().manual_seed(tokens)
+    codebook = torch.randn(size, m, generator=generator)
+    mean, variance = posteriors(tokens, m, generator, hard)
+    arguments = mean.double().contiguous(), variance.double().reciprocal().contiguous(), codebook, prior_weight
+    every = torch.stack([scores(one, precise, codebook.double(), prior_weight) for one, precise in zip(*arguments[:2], strict=True)])
+    expected = every.sort(dim=1, descending=True, stable=True).values[:, :k]
+    found = {
+        "blocked": blocked.best(*arguments, k),
+        "table": table.best(*arguments, k),
+        "any": k_best_codewords(mean, variance, codebook, k, prior_weight),
+    }
+    for name, indices in found.items():
+        assert all(len(row.unique()) == k for row in indices), name
+        torch.testing.assert_close(every.gather(1, indices), expected, rtol=1e-12, atol=0, msg=name)
+        assert torch.equal(indices[:, 0], best_codewords(mean, variance, codebook, prior_weight)), name
+    assert torch.equal(found["blocked"], found["table"]) and torch.equal(found["any"], found["table"])
+
+
+def test_ties_among_the_k_best_go_by_index() -> None:
+    distinct = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    order = torch.randint(20, (3000,), generator=torch.Generator().manual_seed(1))
+    mean, precision = distinct.double(), torch.full((20, 3), 1e4, dtype=torch.float64)
+    expected = torch.stack([(order == index).nonzero()[:40, 0] for index in range(20)])
+    for way in (blocked, table):
+        assert torch.equal(way.best(mean, precision, distinct[order], 0.0, 40), expected), way.__name__
+
+
+@pytest.mark.parametrize("k", [0, 9, -1])
+def test_no_more_than_the_codebook_has(k: int) -> None:
+    with pytest.raises(UserError, match="k: .* the codebook has 8"):
+        k_best_codewords(torch.zeros(2, 3), torch.ones(2, 3), torch.randn(8, 3), k)
+    assert k_best_codewords(torch.empty(0, 3), torch.empty(0, 3), torch.randn(8, 3), 4).shape == (0, 4)
+    with pytest.raises(UserError, match="finite"):
+        k_best_codewords(torch.full((2, 3), torch.nan), torch.ones(2, 3), torch.randn(8, 3), 4)
 
 
 @pytest.mark.slow
