@@ -363,6 +363,7 @@ def test_broken_pictures_are_an_error_or_skipped_by_name(tmp_path: Path, capsys:
 def test_broken_pictures_are_named_before_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "a[").mkdir()
     (tmp_path / "a[/x]:smile:.png").write_bytes(b"broken")
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
     monkeypatch.setattr("gq_lightning.tokens.codec.write_tokens", lambda *_: pytest.fail("the disk is full"))

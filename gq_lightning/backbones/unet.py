@@ -145,11 +145,11 @@ class Encoder(nn.Module):
         blocks: int,
         groups: int,
         gradient_checkpointing: bool,
-        patch_size: int,
+        pixel_unshuffle: int,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.conv_in = nn.Conv2d(3 * patch_size**2, channels, 3, padding=1)
+        self.pixel_unshuffle = pixel_unshuffle
+        self.conv_in = nn.Conv2d(3 * pixel_unshuffle**2, channels, 3, padding=1)
         self.levels = nn.ModuleList()
         for index, (before, after) in enumerate(pairwise([channels, *widths])):
             coarsest = index == len(widths) - 1
@@ -160,7 +160,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], features, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv_in(F.pixel_unshuffle(images, self.patch_size))
+        x = self.conv_in(F.pixel_unshuffle(images, self.pixel_unshuffle))
         for level in self.levels:
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.middle(x))))
@@ -177,10 +177,10 @@ class Decoder(nn.Module):
         blocks: int,
         groups: int,
         gradient_checkpointing: bool,
-        patch_size: int,
+        pixel_unshuffle: int,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.pixel_unshuffle = pixel_unshuffle
         self.conv_in = nn.Conv2d(latents, widths[0], 3, padding=1)
         self.middle = Level(widths[0], widths[0], 2, False, groups, nn.Identity(), gradient_checkpointing)
         self.levels = nn.ModuleList()
@@ -189,19 +189,20 @@ class Decoder(nn.Module):
             resample = nn.Identity() if finest else Upsample(after)
             self.levels.append(Level(before, after, blocks + 1, attention[index], groups, resample, gradient_checkpointing))
         self.norm_out = normalization(widths[-1], groups)
-        self.conv_out = nn.Conv2d(widths[-1], 3 * patch_size**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], 3 * pixel_unshuffle**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.middle(self.conv_in(latents))
         for level in self.levels:
             x = level(x)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch_size)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.pixel_unshuffle)
 
 
 class UNet(Backbone):
     """The autoencoder of latent diffusion; at its defaults, the paper's (section 5), with 86.97 M parameters.
 
-    It is convolutional: images of any size, square or not, whose sides are multiples of `downsampling` = patch_size * 2**(levels - 1).
+    It is convolutional: images of any size, square or not, whose sides are multiples of `downsampling`, which is
+    pixel_unshuffle * 2**(levels - 1).
 
     Args:
         encoder_channels: channels of the features, from the quantizer.
@@ -217,8 +218,8 @@ class UNet(Backbone):
             finest level, 240 steps on photographs ended with 22.2 dB in groups of two channels, 22.8 dB in groups of eight. 0 normalises
             each position by itself, so that a part of a picture is seen alike whatever surrounds it.
         gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
-        patch_size: the finest level sees squares of patch_size x patch_size pixels as one position, and gives them back likewise. Full
-            resolution is the most expensive one: with 2 a step takes a third of the time.
+        pixel_unshuffle: side of the squares of pixels that are one position of the finest level, on the way in and out. With 2 there is no
+            level at full resolution, which costs as much as each of the others and has the least to say.
 
     Raises:
         UserError: a width is not a multiple of `norm_groups`, there is no level or no block, a size is not a multiple of
@@ -228,7 +229,7 @@ class UNet(Backbone):
     fixed_image_size = None
 
     training_arguments = frozenset({"gradient_checkpointing"})
-    later_arguments: ClassVar[Mapping[str, Any]] = {"patch_size": 1}
+    later_arguments: ClassVar[Mapping[str, Any]] = {"pixel_unshuffle": 1}
 
     def __init__(
         self,
@@ -241,31 +242,32 @@ class UNet(Backbone):
         attention_resolutions: Sequence[int] = (32,),
         norm_groups: int = 32,
         gradient_checkpointing: bool = False,
-        patch_size: int = 1,
+        pixel_unshuffle: int = 1,
     ) -> None:
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
         if not widths or blocks < 1:
             raise UserError(f"UNet: multipliers {list(multipliers)} and blocks {blocks}: give at least one of each")
-        if patch_size < 1:
-            raise UserError(f"UNet: patch_size {patch_size}: give 1 or more")
+        if pixel_unshuffle < 1:
+            raise UserError(f"UNet: pixel_unshuffle {pixel_unshuffle}: give 1 or more")
         if norm_groups < 0 or any(width < 1 or (norm_groups and width % norm_groups) for width in (channels, *widths)):
             raise UserError(f"UNet: channels {channels} gives levels of width {widths}: make them multiples of norm_groups {norm_groups}")
-        # two convolutions of 3 x 3 a block
-        weights = 18 * sum((2 * blocks + 1) * width**2 for width in widths) + 9 * widths[-1] * (
-            8 * widths[-1] + encoder_channels + latent_channels
-        )
+        # two convolutions of 3 x 3 a block, four blocks in the middles, the last layer of the encoder and the first of the decoder, and
+        # those at the pixels
+        weights = 18 * sum((2 * blocks + 1) * width**2 for width in widths)
+        weights += 9 * widths[-1] * (8 * widths[-1] + encoder_channels + latent_channels)
+        weights += 27 * pixel_unshuffle**2 * (channels + widths[0])
         check_cost("UNet", (2 * blocks + 1) * len(widths), weights, encoder_channels=encoder_channels, latent_channels=latent_channels)
         self.encoder_channels = encoder_channels
         self.latent_channels = latent_channels
-        self.downsampling = patch_size * 2 ** (len(widths) - 1)
+        self.downsampling = pixel_unshuffle * 2 ** (len(widths) - 1)
         check_multiple(image_size, image_size, self.downsampling)
-        attention = [image_size // (patch_size * 2**index) in attention_resolutions for index in range(len(widths))]
+        attention = [image_size // (pixel_unshuffle * 2**index) in attention_resolutions for index in range(len(widths))]
         self.encoder: Encoder = Encoder(
-            encoder_channels, channels, widths, attention, blocks, norm_groups, gradient_checkpointing, patch_size
+            encoder_channels, channels, widths, attention, blocks, norm_groups, gradient_checkpointing, pixel_unshuffle
         )
         self.decoder: Decoder = Decoder(
-            latent_channels, widths[::-1], attention[::-1], blocks, norm_groups, gradient_checkpointing, patch_size
+            latent_channels, widths[::-1], attention[::-1], blocks, norm_groups, gradient_checkpointing, pixel_unshuffle
         )
         initialize(self)
 

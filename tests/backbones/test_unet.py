@@ -178,12 +178,12 @@ def test_it_begins_with_the_variance_kept_and_residual_branches_at_zero() -> Non
     assert block.conv1(x)[..., 1:-1, 1:-1].var().item() == pytest.approx(1, rel=0.15)
 
 
-@pytest.mark.parametrize("patch_size", [1, 2, 4])
-def test_a_patch_is_one_position(patch_size: int) -> None:
-    unet = UNet(8, 4, image_size=32, channels=32, multipliers=[1, 2], blocks=1, attention_resolutions=[], patch_size=patch_size)
-    assert unet.downsampling == 2 * patch_size
+@pytest.mark.parametrize("pixel_unshuffle", [1, 2, 4])
+def test_a_patch_is_one_position(pixel_unshuffle: int) -> None:
+    unet = UNet(8, 4, image_size=32, channels=32, multipliers=[1, 2], blocks=1, attention_resolutions=[], pixel_unshuffle=pixel_unshuffle)
+    assert unet.downsampling == 2 * pixel_unshuffle
     images = torch.randn(2, 3, 16, 24)
-    squares = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)  # (B, 3, h, w, row, column)
+    squares = images.unfold(2, pixel_unshuffle, pixel_unshuffle).unfold(3, pixel_unshuffle, pixel_unshuffle)  # (B, 3, h, w, row, column)
     flat = squares.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
     x = unet.encoder.conv_in(flat)
     for level in unet.encoder.levels:
@@ -191,11 +191,11 @@ def test_a_patch_is_one_position(patch_size: int) -> None:
     expected = unet.encoder.conv_out(F.silu(unet.encoder.norm_out(unet.encoder.middle(x))))
     assert torch.equal(unet.encode(images), expected)
     latents = torch.randn(2, 4, 3, 5)
-    assert unet.decode(latents).shape == (2, 3, 6 * patch_size, 10 * patch_size)
+    assert unet.decode(latents).shape == (2, 3, 6 * pixel_unshuffle, 10 * pixel_unshuffle)
 
 
 def test_the_patches_of_the_last_layer_are_those_of_the_first() -> None:
-    unet = UNet(8, 4, channels=32, multipliers=[1], blocks=1, attention_resolutions=[], patch_size=2)
+    unet = UNet(8, 4, channels=32, multipliers=[1], blocks=1, attention_resolutions=[], pixel_unshuffle=2)
     unet.decoder.conv_out.weight.data.zero_()
     unet.decoder.conv_out.bias.data = torch.arange(12.0)  # type: ignore[union-attr]
     image = unet.decode(torch.randn(1, 4, 1, 2))[..., :2]
@@ -228,7 +228,7 @@ def test_a_position_norm_is_layer_norm_over_channels() -> None:
     torch.testing.assert_close(norm(x), expected)
 
 
-@pytest.mark.parametrize(("named", "arguments"), [("patch_size 0", {"patch_size": 0}), ("norm_groups -1", {"norm_groups": -1})])
+@pytest.mark.parametrize(("named", "arguments"), [("pixel_unshuffle 0", {"pixel_unshuffle": 0}), ("norm_groups -1", {"norm_groups": -1})])
 def test_impossible_patches_and_groups_are_refused(named: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=named):
         UNet(8, 4, channels=32, multipliers=[1], **arguments)
