@@ -16,6 +16,7 @@ from torch.quasirandom import SobolEngine
 from gq_lightning.errors import UserError
 
 Generator = Literal["iid", "sobol", "quantile"]
+Order = Literal["none", "tree"]
 
 
 def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: int) -> Tensor:
@@ -48,6 +49,33 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
         centres = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) / size
         return torch.special.ndtri(centres).float().unsqueeze(1)
     raise UserError(f"codebook: {generator!r} is none of 'iid', 'sobol' and 'quantile'")
+
+
+def ordered(codebook: Tensor, order: Order) -> Tensor:
+    """The codewords (K, m) in an order of this recipe.
+
+    Args:
+        order: `none` leaves them as drawn. `tree` makes the bits of a token the way down a balanced binary tree: at each node the
+            codewords are sorted along the axis of their largest variance (the first of equal ones, in float64) and halved. So the first
+            k bits name one of 2^k cells of equal size, each smaller than the cell around it.
+
+    Raises:
+        UserError: an unknown order, or a tree over a number of codewords that is no power of two.
+    """
+    if order == "none":
+        return codebook
+    size = len(codebook)
+    if order != "tree":
+        raise UserError(f"order: {order!r} is neither 'none' nor 'tree'")
+    if size & (size - 1):
+        raise UserError(f"order: a tree needs a codebook_size that is a power of two, not {size}: use order none")
+    values = codebook.double().numpy()
+    cells = np.arange(size).reshape(1, size)
+    while cells.shape[1] > 1:
+        axis = values[cells].var(axis=1).argmax(axis=1)
+        along = np.take_along_axis(values[cells], axis[:, None, None], axis=2).squeeze(2)
+        cells = np.take_along_axis(cells, along.argsort(axis=1, kind="stable"), axis=1).reshape(2 * len(cells), -1)
+    return codebook[torch.from_numpy(cells.ravel())]
 
 
 def _sobol(size: int, dimensions: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -9,14 +9,14 @@ where the KL of every token is near B bits, which the target divergence constrai
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Posterior, PosteriorQuantizer, Quantized, check_tokens, tokens_of_rate
-from gq_lightning.quantizers.codebook import Generator, fingerprint, fingerprint_of_float64_points, gaussian_codebook
+from gq_lightning.quantizers.codebook import Generator, Order, fingerprint, fingerprint_of_float64_points, gaussian_codebook, ordered
 from gq_lightning.quantizers.exact import exact_posterior
 from gq_lightning.quantizers.search import best_codewords
 from gq_lightning.quantizers.tdc import TargetDivergence, Variant
@@ -51,12 +51,15 @@ class GaussianQuantizer(PosteriorQuantizer):
         exact_divergence: make the KL of every token equal to log2(codebook_size) on any picture, see `exact`. There is no penalty then,
             the TDC callback is not wanted, and the encoder's log-variances count by their differences within a token alone.
         vae: the quantizer that the encoder was trained with, whose posteriors it takes; `callbacks.GaussianQuant` gives it.
+        order: of the codewords, see `codebook.ordered`. `tree` gives the bits of a token a meaning, from coarse to fine, which a prior and
+            tokens of fewer bits need. Tokens of another order are other numbers for the same latents.
     """
 
     codewords: Tensor
     codebook_fingerprint: Tensor
 
     training_arguments = frozenset({"tdc_alpha", "tdc_beta", "tdc_variant", "penalty_weight"})
+    later_arguments: ClassVar = {**PosteriorQuantizer.later_arguments, "order": "none"}
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         initial_log_variance: float | None = None,
         exact_divergence: bool = False,
         vae: PosteriorQuantizer | None = None,
+        order: Order = "none",
     ) -> None:
         super().__init__()
         if layout not in ("contiguous", "strided"):
@@ -100,8 +104,10 @@ class GaussianQuantizer(PosteriorQuantizer):
         constraint = TargetDivergence(bits, alpha=tdc_alpha, beta=tdc_beta, variant=tdc_variant)
         self.tdc = None if exact_divergence else constraint
         self.vae = vae
-        codewords = gaussian_codebook(codebook, codebook_size, self.group_size, seed)
+        codewords = ordered(gaussian_codebook(codebook, codebook_size, self.group_size, seed), order)
         self.recipe = f"{codebook} codebook of {codebook_size} x {self.group_size} with seed {seed}"
+        if order == "tree":
+            self.recipe += ", ordered as a tree"
         # the codebook follows from its recipe; what is saved is its fingerprint, which `_load_from_state_dict` compares
         self.register_buffer("codewords", codewords, persistent=False)
         self.register_buffer("codebook_fingerprint", torch.tensor(list(fingerprint(codewords)), dtype=torch.uint8))

@@ -1,4 +1,4 @@
-"""RUN_OR_CKPT: Gaussian Quant by hand, to a tokenizer's folder."""
+"""SOURCE: Gaussian Quant by hand, to a tokenizer's folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    checkpoint: Path,
+    source: Path,
     /,
     *,
     out: Path,
@@ -20,24 +20,29 @@ def run(
     codebook_size: PositiveInt | None = None,
     prior_weight: NonNegativeFloat | None = None,
     seed: int | None = None,
+    order: Literal["none", "tree"] | None = None,
 ) -> None:
     """Gaussian Quant by hand: freeze the encoder, attach the random codebook, write the tokenizer.
 
     Args:
-        checkpoint: run's folder or checkpoint
+        source: run's folder, checkpoint, or tokenizer's folder
         out: folder to write
         codebook: another generator than it was trained for; quantile is TokenBridge's
         codebook_size: another size; the tokens per position follow from the rate
         prior_weight: another weight of the prior
         seed: another seed of the codebook
+        order: another order of the codewords; tree gives the bits of a token a meaning, from coarse to fine, as priors want it
     """
     from gq_lightning.callbacks.gaussian_quant import convert
+    from gq_lightning.tokenizer import ImageTokenizer
     from gq_lightning.tokenizer.checkpoint import load_checkpoint
+    from gq_lightning.tokenizer.folder import CONFIG
 
-    tokenizer = load_checkpoint(checkpoint)
-    given = {"codebook": codebook, "codebook_size": codebook_size, "prior_weight": prior_weight, "seed": seed}
+    is_tokenizer = (source / CONFIG).is_file()
+    tokenizer = ImageTokenizer.from_pretrained(source) if is_tokenizer else load_checkpoint(source)
+    given = {"codebook": codebook, "codebook_size": codebook_size, "prior_weight": prior_weight, "seed": seed, "order": order}
     changes = {name: value for name, value in given.items() if value is not None}
-    convert(tokenizer, another_codebook(tokenizer.quantizer, changes, str(checkpoint)) if changes else None)
+    convert(tokenizer, another_codebook(tokenizer.quantizer, changes, str(source)) if changes else None)
     tokenizer.save_pretrained(out)
     quantizer = tokenizer.quantizer
     print(f"{out}: {type(tokenizer.backbone).__name__}, {quantizer.tokens_per_position} tokens of {quantizer.codebook_size} per position")
