@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from gq_lightning.backbones.base import Backbone
 from gq_lightning.errors import UserError
@@ -75,6 +75,10 @@ class TokenizerTraining(LightningModule):
         self.metrics: ReconstructionMetrics | None = None
         # DistributedDataParallel of the whole must not wait for gradients of the discriminator, which has its own, see Adversary
         self._ddp_params_and_buffers_to_ignore = [name for name in self.state_dict() if name.startswith("adversary.")]
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """What takes the time of a step."""
+        return [self.tokenizer.backbone.encoder, self.tokenizer.backbone.decoder]
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
