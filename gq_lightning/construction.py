@@ -4,12 +4,15 @@
 jsonargparse reading that form back: configs and saved tokenizers share one instantiation system.
 """
 
+import hashlib
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from gq_lightning.errors import UserError
@@ -98,6 +101,15 @@ def build(base: type[T], description: dict[str, Any], source: str) -> T:
         # jsonargparse explains over several lines, the last ones being the most specific
         reason = " ".join(str(error).split())[-300:]
         raise UserError(f"{source}: cannot build a {base.__name__} from {description.get('class_path')!r}: {reason}") from error
+
+
+def fingerprint(identity: Any, state: Mapping[str, Any]) -> str:
+    """SHA-256 (hexadecimal) of what an object is: plain data (see `Recorded.identity`), and a state_dict's names and bytes."""
+    # 1 and 1.0 are the same argument
+    digest = hashlib.sha256(json.dumps(json.loads(json.dumps(identity), parse_int=float), sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _class_paths(description: Any) -> list[str]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -19,14 +19,26 @@ from gq_lightning.files import Draft
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 2
+Kind = Literal["tokenizer", "prior"]
+# what a folder's card shows
+USE = {
+    "tokenizer": "from gq_lightning import ImageTokenizer\n\ntokenizer = ImageTokenizer.from_pretrained(...)\n"
+    "tokens = tokenizer.encode(images)  # (B, 3, H, W) in [-1, 1] -> (B, h, w, n) int64\nimages = tokenizer.decode(tokens)",
+    "prior": "from gq_lightning.priors import Prior\n\nprior = Prior.from_pretrained(...)\n"
+    "bits = prior(tokens, labels)  # (B, h, w, n), (B,) int64 -> bits of each symbol (B, h * w, n * digits)",
+}
+WRITTEN_BY = {"tokenizer": "by fit or by `python -m gq_lightning convert`", "prior": "by `python -m gq_lightning prior fit`"}
+TAGS = {"tokenizer": "image-tokenizer, vector-quantization, gaussian-quant", "prior": "image-generation, autoregressive"}
 
 
-def write_folder(folder: str | Path, description: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Writes the folder. All files are complete under temporary names before the first one is put in place.
+def write_folder(
+    folder: str | Path, description: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any], kind: Kind = "tokenizer"
+) -> None:
+    """Writes the folder of a tokenizer or a prior. All files are complete under temporary names before the first one is put in place.
 
     Args:
         folder: made if missing.
-        description: of the tokenizer, see `construction.describe`.
+        description: of the module, see `construction.describe`.
         state: its state_dict.
         facts: further entries of config.json, for people to read.
     """
@@ -34,15 +46,11 @@ def write_folder(folder: str | Path, description: dict[str, Any], state: dict[st
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
     config = {
         "format": FORMAT,
-        "tokenizer": description,
+        kind: description,
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()},
         **facts,
     }
-    card = (
-        "---\nlibrary_name: gq_lightning\ntags: [image-tokenizer, vector-quantization, gaussian-quant]\n---\n\n# Image tokenizer\n\n"
-        "```python\nfrom gq_lightning import ImageTokenizer\n\ntokenizer = ImageTokenizer.from_pretrained(...)\n"
-        "tokens = tokenizer.encode(images)  # (B, 3, H, W) in [-1, 1] -> (B, h, w, n) int64\nimages = tokenizer.decode(tokens)\n```\n"
-    )
+    card = f"---\nlibrary_name: gq_lightning\ntags: [{TAGS[kind]}]\n---\n\n# Image {kind}\n\n```python\n{USE[kind]}\n```\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         contents = {WEIGHTS: weights, CARD: card.encode(), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
@@ -54,13 +62,11 @@ def write_folder(folder: str | Path, description: dict[str, Any], state: dict[st
             for draft in drafts:
                 draft.place()
     except OSError as error:
-        raise UserError(
-            f"{folder}: the tokenizer cannot be written there ({error.strerror}); what was there before is unchanged"
-        ) from error
+        raise UserError(f"{folder}: the {kind} cannot be written there ({error.strerror}); what was there before is unchanged") from error
 
 
-def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """The description, the verified state_dict and the recorded fingerprint of a tokenizer's folder.
+def read_folder(folder: str | Path, kind: Kind = "tokenizer") -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """The description, the verified state_dict and the recorded fingerprint of such a folder.
 
     Raises:
         UserError: a file is missing, damaged, or of another format.
@@ -68,15 +74,15 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], 
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name} there; a tokenizer's folder is written by fit or by `python -m gq_lightning convert`")
+            raise UserError(f"{folder}: no {name} there; a {kind}'s folder is written {WRITTEN_BY[kind]}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if (version := config["format"]) != FORMAT:
             cure = "install the version of gq_lightning that wrote it, or train again"
             raise UserError(f"{folder / CONFIG}: format {version!r} is not {FORMAT}: {cure}")
-        description, expected, fingerprint = config["tokenizer"], config["weights"]["sha256"], config["fingerprint"]
+        description, expected, fingerprint = config[kind], config["weights"]["sha256"], config["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG}: not a tokenizer's config ({type(error).__name__}: {error}); restore the file") from error
+        raise UserError(f"{folder / CONFIG}: not a {kind}'s config ({type(error).__name__}: {error}); restore the file") from error
     weights = (folder / WEIGHTS).read_bytes()
     actual = hashlib.sha256(weights).hexdigest()
     if actual != expected:

@@ -1,16 +1,13 @@
 """A tokenizer's way to a folder or the hub and back, as huggingface_hub's own mixin has it: save_pretrained, from_pretrained."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from gq_lightning.backbones.base import Backbone
-from gq_lightning.construction import build, describe
+from gq_lightning.construction import build, describe, fingerprint
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer import folder as files
@@ -33,12 +30,7 @@ class Pretrained(nn.Module):
 
         Tokens are only worth something together with the tokenizer of this fingerprint.
         """
-        # 1 and 1.0 are the same argument
-        identity = json.loads(json.dumps([self.backbone.identity(), self.quantizer.identity()]), parse_int=float)
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint([self.backbone.identity(), self.quantizer.identity()], self.state_dict())
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, from which `from_pretrained` makes an equal tokenizer."""
