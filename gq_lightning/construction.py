@@ -1,23 +1,29 @@
-"""Objects that remember the arguments they were built with, so that a tokenizer can be written down and rebuilt.
+"""Objects that remember the arguments they were built with, so that a tokenizer or a prior can be written down and rebuilt.
 
 `describe` gives ``{"class_path": ..., "init_args": {...}}``, the form that LightningCLI's YAML files have, and `build` reads it back.
 A config runs what its user wants; a saved tokenizer is a file of others. So `build` takes a small part of what LightningCLI takes from
 configs: plain values for classes that are known.
 """
 
+import hashlib
 import importlib
 import inspect
+import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
 
 from gq_lightning.errors import UserError
 
 T = TypeVar("T")
 # no argument of a tokenizer is as large as this number
 LARGEST = 2**63
+MOST_BLOCKS = 1000
 
 
 class Recorded:
@@ -105,6 +111,39 @@ def build(base: type[T], description: Any, source: str) -> T:
     except Exception as error:  # a constructor complains of wrong arguments in its own way
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{source}: cannot build a {base.__name__} from {path!r}: {reason}") from error
+
+
+def check_cost(network: str, blocks: int, weights: float, **sizes: float) -> None:
+    """Called by a constructor before it makes anything, since a number in a config or in a saved file decides what it costs.
+
+    Args:
+        network: its name.
+        blocks: how many it will have.
+        weights: about how many it will have.
+        sizes: arguments that must be positive and finite.
+
+    Raises:
+        UserError: one is not, there are more than 1 000 blocks, or the memory of this machine cannot hold the weights in float32.
+    """
+    for name, size in sizes.items():
+        if not 0 < size < math.inf:
+            raise UserError(f"{network}: {name} {size} is not positive: give a size above 0")
+    if blocks > MOST_BLOCKS:
+        raise UserError(f"{network}: {blocks} blocks are more than {MOST_BLOCKS}: use fewer")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**40
+    if 4 * weights > memory:
+        raise UserError(
+            f"{network}: its {weights:.2g} weights take {4 * weights / 1e9:.3g} GB, this machine has {memory / 1e9:.3g}: use smaller sizes"
+        )
+
+
+def fingerprint(identity: Any, state: Mapping[str, Any]) -> str:
+    """SHA-256 (hexadecimal) of what an object is: plain data (see `Recorded.identity`), and a state_dict's names and bytes."""
+    # 1 and 1.0 are the same argument
+    digest = hashlib.sha256(json.dumps(json.loads(json.dumps(identity), parse_int=float), sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _path(cls: type) -> str:

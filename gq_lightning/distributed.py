@@ -1,5 +1,9 @@
 """What a part has to ask of torch.distributed, where it may also run alone."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -8,6 +12,30 @@ from torch import Tensor
 def is_distributed() -> bool:
     """Whether there are other ranks."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def launched_ranks() -> Iterator[None]:
+    """Within, the processes that torchrun has begun know one another, over gloo; a process that was begun alone stays alone."""
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized()
+    if not alone:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        if not alone:
+            dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Returns when every rank has called it."""
+    if is_distributed():
+        dist.barrier()
+
+
+def rank() -> int:
+    """This one's number, 0 where there is no other."""
+    return dist.get_rank() if is_distributed() else 0
 
 
 def ranks() -> int:

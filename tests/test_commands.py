@@ -20,6 +20,7 @@ from gq_lightning.cli import commands
 from gq_lightning.cli.main import TRAINING, main, tools
 from gq_lightning.cli.signature import parse, parser_of
 from gq_lightning.cli.training import CommandLine
+from gq_lightning.priors import Prior
 
 # of each command: a call that works, and of each option a value that works (None: a switch) and values that do not
 NUMBER = ["0", "-1", "x", "1.5", "99999999999999999999", ""]
@@ -34,12 +35,13 @@ CALLS: dict[str, tuple[list[str], dict[str, tuple[str | None, list[str]]]]] = {
     "convert": (
         ["{checkpoint}", "--out={new}"],
         {
-            "checkpoint": ("{checkpoint}", ["{none}", "{picture}", "{pictures}"]),
+            "source": ("{checkpoint}", ["{none}", "{picture}", "{pictures}"]),
             "out": FOLDER,
             "codebook": ("iid", ["x", ""]),
             "codebook_size": ("16", [*NUMBER, "3"]),
             "prior_weight": ("0.5", ["-1", "x", "nan", "inf", "7"]),
             "seed": ("3", ["x", "1.5", "99999999999999999999999"]),
+            "order": ("tree", ["x", ""]),
         },
     ),
     "decode": (
@@ -84,6 +86,26 @@ CALLS: dict[str, tuple[list[str], dict[str, tuple[str | None, list[str]]]]] = {
             "threads": THREADS,
         },
     ),
+    "generate": (
+        ["--prior={prior}", "--out={new}", "--count=1"],
+        {
+            "prior": ("{prior}", ["{none}", "{picture}", "{tokenizer}", ""]),
+            "out": FOLDER,
+            "count": ("2", [number for number in NUMBER if not number.startswith("9")]),
+            "classes": ("1,cat", ["2", "cow", "cat,", ""]),
+            "tokenizer": TOKENIZER,
+            "from_": ("{picture}", ["{none}", "{tokens}", "{pictures}"]),
+            "keep": ("0.25 --from={picture}", [f"{keep} --from={{picture}}" for keep in ("-1", "1.1", "x", "nan")]),
+            "cfg": ("2", ["-1", "x", "nan", "inf", ""]),
+            "top_k": ("3", NUMBER[:-2]),
+            "top_p": ("0.9", ["0", "1.1", "nan", "x", ""]),
+            "temperature": ("2", ["0", "-1", "nan", "inf", "x", ""]),
+            "seed": ("3", ["-1", "x", "1.5", ""]),
+            "batch_size": ("1", [number for number in NUMBER if not number.startswith("9")]),
+            "device": DEVICE,
+            "threads": THREADS,
+        },
+    ),
     "import-checkpoint": (
         ["{authors}", "--backbone=unet", "--bits_per_position=16", "--config={config}", "--codebook_size=256", "--out={new}"],
         {
@@ -122,6 +144,10 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     training = small_training("unet")
     training.tokenizer.eval().save_pretrained(found["tokenizer"])
     torch.save({"tokenizer": training.tokenizer.description(), "state_dict": training.state_dict()}, found["checkpoint"])
+    prior = Prior((4, 4, 2), 256, 8, training.tokenizer.fingerprint, ["cat", "dog"], width=16, layers=1, heads=2, head_layers=1)
+    prior.save_pretrained(root / "prior")
+    training.tokenizer.save_pretrained(root / "prior/tokenizer")
+    found["prior"] = root / "prior"
     found["authors"], found["config"] = write(root / "authors", "unet")
     assert main(["encode", f"--tokenizer={found['tokenizer']}", str(found["picture"]), f"--out={root}"]) == 0
     return found
@@ -137,6 +163,7 @@ def line_of(command: str, paths: dict[str, Any], new: Path, option: str | None =
             assert value is not None
             base = [value, *base[1:]]
         else:
+            option = option.rstrip("_")
             written = f"--{option}" if value is None else f"--{option}{value}" if value.startswith("=") else f"--{option}={value}"
             extra = written.split(" ")
             base = [text for text in base if not text.startswith((f"--{option}=", f"--no_{option}"))] + extra
@@ -150,7 +177,7 @@ def test_every_command_and_option_is_here() -> None:
         assert list(options) == list(inspect.signature(module.run).parameters), command
         shown = parser_of(module.run, command).format_help()
         for name in options:
-            assert name in shown
+            assert name.rstrip("_") in shown
 
 
 @pytest.mark.parametrize(("command", "option"), [(command, option) for command, (_, options) in CALLS.items() for option in options])

@@ -12,7 +12,8 @@ from small import CONFIGS
 
 from gq_lightning.cli.training import CommandLine
 
-FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+# those of priors are built by tests/priors
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml") if "TokenSets" not in path.read_text())
 HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.logger=false"]
 SMALL = ("backbone/vit_small.yaml", "backbone/unet_small.yaml")
 

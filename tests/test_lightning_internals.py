@@ -25,7 +25,7 @@ from gq_lightning.lightning_internals import INTERNALS, PROGRESS
 PACKAGE = Path(__file__).parents[1] / "gq_lightning"
 ADAPTER = PACKAGE / "lightning_internals.py"
 # who may know of Lightning at all
-ROOMS = {"data", "training", "callbacks", "cli", "lightning_internals"}
+ROOMS = {"data", "training", "priors", "callbacks", "cli", "lightning_internals"}
 # what Lightning's API reference lists
 DOCUMENTED = {
     "lightning.fabric.plugins.io",
@@ -38,8 +38,8 @@ DOCUMENTED = {
     "lightning.pytorch.utilities",
     "lightning.pytorch.utilities.types",
 }
-# CommandLine asks LightningCLI for its settings by LightningCLI's own helper
-INHERITED = {"CommandLine": {"_get"}, "SummaryCommand": {"_get"}}
+# RunCommandLine asks LightningCLI for its settings by LightningCLI's own helper
+INHERITED = {"RunCommandLine": {"_get"}, "CommandLine": {"_get"}, "SummaryCommand": {"_get"}}
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != ADAPTER]
 
 

@@ -13,7 +13,7 @@ import pytest
 from small import CONFIGS
 
 from gq_lightning.cli.main import main
-from gq_lightning.cli.options import REPLACED
+from gq_lightning.cli.options import OF_TOKENIZERS, REPLACED
 from killed import write_pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -171,4 +171,4 @@ def test_all_that_help_offers_is_tried() -> None:
     offered = {option for option in offered if not option.endswith(".help")} - {"help", "print_config"}
     assert len(offered) > 80 and "optimizer" not in offered and "lr_scheduler" not in offered
     assert offered <= set(OPTIONS), sorted(offered - set(OPTIONS))
-    assert set(REPLACED) <= set(OPTIONS)
+    assert set(REPLACED | OF_TOKENIZERS) <= set(OPTIONS)

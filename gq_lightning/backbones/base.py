@@ -4,8 +4,6 @@ images (B, 3, H, W) --encode--> features (B, encoder_channels, h, w)
 latents (B, latent_channels, h, w) --decode--> images (B, 3, H, W),     h = H / downsampling
 """
 
-import math
-import os
 from abc import ABC, abstractmethod
 
 import torch
@@ -14,8 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from gq_lightning.construction import Recorded
 from gq_lightning.errors import UserError
-
-MOST_BLOCKS = 1000
 
 
 class Backbone(Recorded, nn.Module, ABC):
@@ -57,30 +53,6 @@ def apply_block(block: nn.Module, inputs: Tensor, gradient_checkpointing: bool) 
         # the blocks draw no random numbers, so there is no generator state to save
         return checkpoint(block, inputs, use_reentrant=False, preserve_rng_state=False)
     return block(inputs)
-
-
-def check_cost(network: str, blocks: int, weights: float, **sizes: float) -> None:
-    """Called by a constructor before it makes anything, since a number in a config or in a tokenizer's file decides what it costs.
-
-    Args:
-        network: its name.
-        blocks: how many it will have.
-        weights: about how many it will have.
-        sizes: arguments that must be positive and finite.
-
-    Raises:
-        UserError: one is not, there are more than 1 000 blocks, or the memory of this machine cannot hold the weights in float32.
-    """
-    for name, size in sizes.items():
-        if not 0 < size < math.inf:
-            raise UserError(f"{network}: {name} {size} is not positive: give a size above 0")
-    if blocks > MOST_BLOCKS:
-        raise UserError(f"{network}: {blocks} blocks are more than {MOST_BLOCKS}: use fewer")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**40
-    if 4 * weights > memory:
-        raise UserError(
-            f"{network}: its {weights:.2g} weights take {4 * weights / 1e9:.3g} GB, this machine has {memory / 1e9:.3g}: use smaller sizes"
-        )
 
 
 def check_multiple(height: int, width: int, downsampling: int) -> None:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gq_lightning.backbones.base import Backbone, apply_block, check_cost, check_multiple
+from gq_lightning.backbones.base import Backbone, apply_block, check_multiple
+from gq_lightning.construction import check_cost
 from gq_lightning.errors import UserError
 
 

@@ -47,7 +47,7 @@ ORDER: dict[type[Callback], str] = {
     Preemption: "lets the ranks agree to stop before LastCheckpoint looks whether they do",
     LostRanks: "a rank that was told to stop is not lost: after Preemption",
     WeightAveraging: "puts the averages in place before they are converted and exported, and copies the model before it is compiled",
-    Callback: "TDC, GaussianQuant and any other, in the order in which they are given; what the quantizer needs before what was asked for",
+    Callback: "TDC, GaussianQuant, PriorExport and any other, in the order in which they are given; what the quantizer needs comes first",
     Export: "writes and measures what a post-training hook has converted",
     Advice: "looks at the multipliers as TDC has moved them",
     Acceleration: "compiles the model when nobody copies it any more",

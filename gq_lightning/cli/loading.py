@@ -1,4 +1,6 @@
-"""The tokenizer that encode, decode and evaluate work with."""
+"""The tokenizer that tools work with."""
+
+import os
 
 import torch
 
@@ -24,7 +26,8 @@ def load_tokenizer(name: str, device: str, threads: int | None) -> ImageTokenize
             raise UserError(f"--threads {threads}: give at most {MOST_THREADS}, best the number of cores")
         torch.set_num_threads(threads)
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        # of the ranks that torchrun has begun each has a GPU of its own
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).cpu()  # what is not there, or holds no numbers, says so here
     except (RuntimeError, AssertionError, NotImplementedError) as error:

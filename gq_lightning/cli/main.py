@@ -19,6 +19,11 @@ TRAINING = {
     "predict": "Tokens of the evaluation set, as files.",
     "summary": "Parameters, FLOPs and tokens of what fit would train.",
 }
+# configured in the same way, each by its module of `cli`
+CONFIGURED = {
+    "tokenize": "Pictures to token sets, on which a prior is trained.",
+    "prior": "prior fit, prior validate: a transformer over tokens.",
+}
 
 
 def tools() -> dict[str, str]:
@@ -34,7 +39,7 @@ def tools() -> dict[str, str]:
 
 def usage() -> str:
     """What --help prints."""
-    groups = {"train and measure, configured by YAML files and --key value": TRAINING, "tools": tools()}
+    groups = {"train and measure, configured by YAML files and --key value": TRAINING | CONFIGURED, "tools": tools()}
     text = "usage: python -m gq_lightning COMMAND …       (every COMMAND has --help)\n"
     for title, listed in groups.items():
         text += f"\n{title}:\n" + "".join(f"  {name:<18}{line}\n" for name, line in listed.items())
@@ -52,6 +57,8 @@ def main(args: list[str] | None = None) -> int:
             from gq_lightning.cli import training
 
             training.run(with_configs(args))
+        elif args[0] in CONFIGURED:
+            importlib.import_module(f"gq_lightning.cli.{args[0]}").run(with_configs(args[1:]))
         elif args[0] in tools():
             from gq_lightning.cli.signature import parse
 
@@ -59,7 +66,7 @@ def main(args: list[str] | None = None) -> int:
             positional, named = parse(module.run, args[0], args[1:])
             module.run(*positional, **named)
         else:
-            raise UserError(f"{args[0]} is no command; there are {', '.join([*TRAINING, *tools()])}")
+            raise UserError(f"{args[0]} is no command; there are {', '.join([*TRAINING, *CONFIGURED, *tools()])}")
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -5,7 +5,7 @@
     COMMAND IMAGES [IMAGES ...] --out OUT [--size SIZE] [--deterministic]
 
 Parameters by position are positional arguments, those by name are options, required where they have no default; a bool is switched
-by --NAME and --no_NAME. jsonargparse checks the types.
+by --NAME and --no_NAME; `from_`, since Python knows the word, is --from. jsonargparse checks the types.
 """
 
 import inspect
@@ -33,6 +33,7 @@ def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
         prog=f"python -m gq_lightning {command}", description=documentation.short_description, exit_on_error=False, allow_abbrev=False
     )
     for name, parameter in inspect.signature(function).parameters.items():
+        option = name.rstrip("_")
         # None is what an option has that is not given; nobody types it
         types = [kind for kind in get_args(parameter.annotation) if kind is not NoneType]
         optional = len(types) == 1 and NoneType in get_args(parameter.annotation)
@@ -42,11 +43,11 @@ def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
         elif parameter.kind is parameter.POSITIONAL_ONLY:
             parser.add_argument(name, **options)
         elif parameter.default is parameter.empty:
-            parser.add_argument(f"--{name}", required=True, **options)
+            parser.add_argument(f"--{option}", required=True, **options)
         elif parameter.annotation is bool:
-            parser.add_argument(f"--{name}", action=ActionYesNo, default=parameter.default, help=texts[name])
+            parser.add_argument(f"--{option}", action=ActionYesNo, default=parameter.default, help=texts[name])
         else:
-            parser.add_argument(f"--{name}", default=parameter.default, **options)
+            parser.add_argument(f"--{option}", default=parameter.default, **options)
     return parser
 
 
@@ -70,6 +71,7 @@ def parse(function: Callable[..., None], command: str, args: list[str]) -> tuple
         raise UserError(f"{reason} (see {parser.prog} --help)") from error
     positional: list[Any] = []
     for name, parameter in inspect.signature(function).parameters.items():
+        named[name] = named.pop(name.rstrip("_"))
         if parameter.kind is not parameter.KEYWORD_ONLY:
             value = named.pop(name)
             positional += value if parameter.kind is parameter.VAR_POSITIONAL else [value]

@@ -26,6 +26,7 @@ class RunFolder:
         config: all arguments of the fit. Where it is, there is a run.
         checkpoints: their folder, with `best` and `last`.
         tokenizer: a tokenizer's folder, written when fit ends, as are `metrics` and the picture `reconstructions`.
+        prior: a prior's folder, with its tokenizer's, and a picture of `samples`: what `prior fit` writes in place of those.
         tokens: what `predict` writes.
         broken_pictures: the names of those that the training went without.
         non_finite: batches after which a loss was not finite.
@@ -39,6 +40,8 @@ class RunFolder:
         self.tokenizer = path / "tokenizer"
         self.metrics = path / "metrics.json"
         self.reconstructions = path / "reconstructions.png"
+        self.prior = path / "prior"
+        self.samples = path / "samples.png"
         self.tokens = path / "tokens"
         self.broken_pictures = path / "broken_pictures.txt"
         self.non_finite = path / "non_finite"
@@ -92,8 +95,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes all of the run that is there, what Lightning's loggers have left included. Raises UserError."""
-        files = [self.config, self.metrics, self.reconstructions, self.broken_pictures, self.path / "hparams.yaml"]
-        folders = [self.checkpoints, self.tokenizer, self.tokens, self.non_finite]
+        files = [self.config, self.metrics, self.reconstructions, self.samples, self.broken_pictures, self.path / "hparams.yaml"]
+        folders = [self.checkpoints, self.tokenizer, self.prior, self.tokens, self.non_finite]
         # a folder may be a link to a larger disk, which stays
         inside = [path for folder in folders if folder.is_symlink() and folder.is_dir() for path in folder.iterdir()]
         try:

@@ -1,4 +1,4 @@
-"""A tokenizer as a folder, in huggingface_hub's conventions: config.json (how to build it), model.safetensors (its weights).
+"""A tokenizer, or a prior, as a folder, in huggingface_hub's conventions: config.json (how to build it), model.safetensors (its weights).
 
 config.json pins the SHA-256 of model.safetensors and records what follows from both, the weights carry the fingerprint of the codebook. A
 folder with a changed or damaged part is refused, since it would silently decode tokens to something else.
@@ -10,7 +10,7 @@ import os
 import re
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,20 +23,31 @@ from gq_lightning.tokenizer.box import boxed, names
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 2
-WRITTEN = "a tokenizer's folder is written by fit or by `python -m gq_lightning convert`"
+Kind = Literal["tokenizer", "prior"]
+WRITTEN_BY = {"tokenizer": "by fit or by `python -m gq_lightning convert`", "prior": "by `python -m gq_lightning prior fit`"}
+# what a folder's card shows
+TAGS = {"tokenizer": "image-tokenizer, vector-quantization, gaussian-quant", "prior": "image-generation, autoregressive"}
+USE = {
+    "tokenizer": "from gq_lightning import ImageTokenizer\n\ntokenizer = ImageTokenizer.from_pretrained(...)\n"
+    "tokens = tokenizer.encode(images)  # (B, 3, H, W) in [-1, 1] -> (B, h, w, n) int64\nimages = tokenizer.decode(tokens)",
+    "prior": "from gq_lightning.priors import Prior\n\nprior = Prior.from_pretrained(...)\n"
+    "bits = prior(tokens, labels)  # (B, h, w, n), (B,) int64 -> bits of each symbol (B, h * w, n * digits)",
+}
 BESIDE = re.compile(r"model-[0-9a-f]{64}\.safetensors")
 
 
-def write_folder(folder: str | Path, description: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Writes the folder, or writes over one. A process killed meanwhile leaves the tokenizer that was there, or this one, whole.
+def write_folder(
+    folder: str | Path, description: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any], kind: Kind = "tokenizer"
+) -> None:
+    """Writes the folder, or writes over one. A process killed meanwhile leaves what was there, or this, whole.
 
     config.json decides which it is, since it names the content of its weights. Until it is in place, they lie beside those that were there.
 
     Args:
         folder: made if missing.
-        description: of the tokenizer.
+        description: of the tokenizer or prior.
         state: its state_dict.
-        facts: further entries of config.json, see `Pretrained.facts`.
+        facts: further entries of config.json, see `check_facts`.
 
     Raises:
         UserError: it cannot be written.
@@ -51,12 +62,8 @@ def write_folder(folder: str | Path, description: dict[str, Any], state: dict[st
         tensors, stored = tensors | halves, {"stored": "float16"}
     weights = save(tensors, metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
-    config = {"format": FORMAT, "tokenizer": description, "weights": {"file": WEIGHTS, "sha256": digest, **stored}, **facts}
-    card = (
-        "---\nlibrary_name: gq_lightning\ntags: [image-tokenizer, vector-quantization, gaussian-quant]\n---\n\n# Image tokenizer\n\n"
-        "```python\nfrom gq_lightning import ImageTokenizer\n\ntokenizer = ImageTokenizer.from_pretrained(...)\n"
-        "tokens = tokenizer.encode(images)  # (B, 3, H, W) in [-1, 1] -> (B, h, w, n) int64\nimages = tokenizer.decode(tokens)\n```\n"
-    )
+    config = {"format": FORMAT, kind: description, "weights": {"file": WEIGHTS, "sha256": digest, **stored}, **facts}
+    card = f"---\nlibrary_name: gq_lightning\ntags: [{TAGS[kind]}]\n---\n\n# Image {kind}\n\n```python\n{USE[kind]}\n```\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with one_writer(folder):
@@ -74,7 +81,7 @@ def write_folder(folder: str | Path, description: dict[str, Any], state: dict[st
                     left.unlink()
     except OSError as error:
         raise UserError(
-            f"{folder}: the tokenizer cannot be written there ({error.strerror}): make room, or choose another folder; one that was there"
+            f"{folder}: the {kind} cannot be written there ({error.strerror}): make room, or choose another folder; one that was there"
             " can still be loaded"
         ) from error
 
@@ -83,14 +90,14 @@ def _beside(digest: str) -> str:
     return f"model-{digest}.safetensors"
 
 
-def read_folder(folder: str | Path) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-    """The description, the verified state_dict and all of config.json of a tokenizer's folder.
+def read_folder(folder: str | Path, kind: Kind = "tokenizer") -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+    """The description, the verified state_dict and all of config.json of such a folder.
 
     Raises:
         UserError: a file is missing, damaged, or of another format.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = _read_config(folder, kind)
     expected, actual = config["weights"]["sha256"], ""
     # those beside first: where one who writes over the folder now gives them their name meanwhile, they are found all the same
     for name in (_beside(expected), WEIGHTS):
@@ -99,16 +106,26 @@ def read_folder(folder: str | Path) -> tuple[Any, dict[str, Tensor], dict[str, A
             actual = hashlib.sha256(weights).hexdigest()
             if actual == expected:
                 try:
-                    return config["tokenizer"], _widened(load(weights), config["weights"].get("stored")), config
+                    return config[kind], _widened(load(weights), config["weights"].get("stored")), config
                 except (SafetensorError, ValueError, KeyError) as error:
                     raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error}): copy it again") from error
     if not actual:
-        raise UserError(f"{folder}: no {WEIGHTS} there; {WRITTEN}")
-    if _read_config(folder) != config:  # written over meanwhile
-        return read_folder(folder)
+        raise UserError(f"{folder}: no {WEIGHTS} there; a {kind}'s folder is written {WRITTEN_BY[kind]}")
+    if _read_config(folder, kind) != config:  # written over meanwhile
+        return read_folder(folder, kind)
     raise UserError(
         f"{folder / WEIGHTS}: SHA-256 {actual[:16]}… is not the {expected[:16]}… of {CONFIG}: damaged or changed; copy it again"
     )
+
+
+def check_facts(facts: dict[str, Any], recorded: dict[str, Any], source: str) -> None:
+    """Raises UserError where config.json, named `source`, records another value of what follows from description and weights."""
+    for fact, value in facts.items():
+        if (given := recorded.get(fact, value)) != value:
+            raise UserError(
+                f"{source}: {fact} {given!r:.80} was recorded, but what it describes has {value!r:.80}: it was changed or is damaged;"
+                " copy it again, or change it in Python and save it"
+            )
 
 
 def _widened(state: dict[str, Tensor], stored: str | None) -> dict[str, Tensor]:
@@ -116,7 +133,7 @@ def _widened(state: dict[str, Tensor], stored: str | None) -> dict[str, Tensor]:
     return {name: tensor.float() if stored and tensor.dtype == torch.float16 else tensor for name, tensor in state.items()}
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, kind: Kind) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config = parse_json(_content(path))
@@ -125,14 +142,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
             raise UserError(f"{path}: format {version!r:.40} is not {FORMAT}: {cure}")
         if not re.fullmatch("[0-9a-f]{64}", config["weights"]["sha256"]):
             raise ValueError("weights.sha256 is none")
-        for name in ("tokenizer", "fingerprint"):
+        for name in (kind, "fingerprint"):
             config[name]
         return config
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: no {CONFIG} there; {WRITTEN}") from error
+        raise UserError(f"{folder}: no {CONFIG} there; a {kind}'s folder is written {WRITTEN_BY[kind]}") from error
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise UserError(f"{path}: not a tokenizer's config ({reason}); restore the file") from error
+        raise UserError(f"{path}: not a {kind}'s config ({reason}); restore the file") from error
 
 
 def _content(path: Path) -> bytes:
@@ -145,27 +162,31 @@ def _content(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def locate(name: str | Path, **download: Any) -> Path:
-    """Where a tokenizer lies: `name` itself, or in that of a run; in the box; else the hub's repository, downloaded and cached.
+def locate(name: str | Path, kind: Kind = "tokenizer", **download: Any) -> Path:
+    """Where a tokenizer or a prior lies: `name` itself, or in that of a run; a tokenizer in the box; else the hub's repository, in a cache.
+
+    A prior's repository has the folder of its tokenizer within.
 
     Args:
         name: a folder, a name in the box, or `owner/repository`.
         download: revision, token, cache_dir, force_download, local_files_only of `huggingface_hub.snapshot_download`.
     """
     if Path(name).exists():
-        return next((folder for folder in (Path(name), RunFolder(name).tokenizer) if (folder / CONFIG).is_file()), Path(name))
-    if (folder := boxed(name)) is not None:
+        of_a_run = RunFolder(name).tokenizer if kind == "tokenizer" else RunFolder(name).prior
+        return next((folder for folder in (Path(name), of_a_run) if (folder / CONFIG).is_file()), Path(name))
+    if kind == "tokenizer" and (folder := boxed(name)) is not None:
         return folder
     # a folder needs nothing of the hub, whose import takes a while
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS], **download))
+        patterns = [CONFIG, WEIGHTS, *([f"tokenizer/{CONFIG}", f"tokenizer/{WEIGHTS}"] if kind == "prior" else [])]
+        return Path(snapshot_download(str(name), allow_patterns=patterns, **download))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        box = f"one of {', '.join(names())} in the box"
-        raise UserError(f"{name}: neither a folder, nor {box}, nor a tokenizer on the hub that can be reached ({first})") from error
+        box = f", nor one of {', '.join(names())} in the box," if kind == "tokenizer" else ""
+        raise UserError(f"{name}: neither a folder{box} nor a {kind} on the hub that can be reached ({first})") from error
 
 
 def upload(folder: str | Path, repository: str, token: str | None = None, private: bool | None = None) -> str:

@@ -1,7 +1,5 @@
 """A tokenizer's way to a folder or the hub and back, as huggingface_hub's own mixin has it: save_pretrained, from_pretrained."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gq_lightning.backbones.base import Backbone
-from gq_lightning.construction import build, describe
+from gq_lightning.construction import build, describe, fingerprint
 from gq_lightning.errors import UserError
 from gq_lightning.files import RunFolder
 from gq_lightning.quantizers.base import Quantizer
@@ -38,12 +36,7 @@ class Pretrained(nn.Module):
 
         Tokens are only worth something together with the tokenizer of this fingerprint.
         """
-        # 1 and 1.0 are the same argument
-        identity = json.loads(json.dumps([self.backbone.identity(), self.quantizer.identity()]), parse_int=float)
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint([self.backbone.identity(), self.quantizer.identity()], self.state_dict())
 
     def facts(self) -> dict[str, Any]:
         """What config.json says of the tokenizer beside its description. All of it follows from description and weights."""
@@ -82,12 +75,7 @@ class Pretrained(nn.Module):
         description, state, recorded = files.read_folder(folder)
         source = str(folder / files.CONFIG)
         tokenizer = cls.from_description(description, state, source)
-        for fact, value in tokenizer.facts().items():
-            if (given := recorded.get(fact, value)) != value:
-                raise UserError(
-                    f"{source}: {fact} {given!r:.80} was recorded, but what it describes has {value!r:.80}: it was changed or is damaged;"
-                    " copy it again, or change a tokenizer in Python and save it"
-                )
+        files.check_facts(tokenizer.facts(), recorded, source)
         return tokenizer
 
     @classmethod

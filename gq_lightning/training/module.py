@@ -9,21 +9,20 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from gq_lightning.backbones.base import Backbone
 from gq_lightning.errors import UserError
-from gq_lightning.lightning_internals import is_fitting, log_by_step, log_complete_steps
+from gq_lightning.lightning_internals import log_by_step, log_complete_steps
 from gq_lightning.losses.adversary import Adversary
 from gq_lightning.losses.reconstruction import ReconstructionLoss
 from gq_lightning.metrics import ReconstructionMetrics
 from gq_lightning.metrics.codebook import collapse
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer import ImageTokenizer
-from gq_lightning.training.optimization import Schedule, adamw, as_asked_for, planned_steps, take_step
+from gq_lightning.training.optimization import Schedule, adamw, as_asked_for, planned_steps, take_step, weights_to_go_on_with
 
 
 def is_logging_step(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -95,6 +94,10 @@ class TokenizerTraining(LightningModule):
         self.metrics: ReconstructionMetrics | None = None
         # DistributedDataParallel of the whole must not wait for gradients of the discriminator, which has its own, see Adversary
         self._ddp_params_and_buffers_to_ignore = [name for name in self.state_dict() if name.startswith("adversary.")]
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """What takes the time of a step."""
+        return [self.tokenizer.backbone.encoder, self.tokenizer.backbone.decoder]
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
@@ -198,11 +201,7 @@ class TokenizerTraining(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = self.state_dict()
-        fitting = is_fitting(self.trainer)
-        if fitting and "optimizer_states" not in checkpoint:
-            raise UserError("--ckpt_path: the checkpoint holds weights alone, which cannot be resumed: give one with the optimizer's state")
-        if fitting and not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            checkpoint["state_dict"] = checkpoint.pop("current_model_state", checkpoint["state_dict"])
+        weights_to_go_on_with(self.trainer, checkpoint)
         # the tokenizer alone must be the checkpoint's: an adversary may come or go
         for states in ("state_dict", "current_model_state"):
             if (state := checkpoint.get(states)) is not None:

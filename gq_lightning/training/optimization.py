@@ -1,4 +1,4 @@
-"""AdamW with warm-up and an optional cosine decay, counted in optimizer steps; and how many steps a training has."""
+"""AdamW with warm-up and an optional cosine decay, counted in optimizer steps; how many steps a training has, and how it goes on."""
 
 import math
 from collections.abc import Iterable
@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from gq_lightning.errors import UserError
-from gq_lightning.lightning_internals import leave_uncounted
+from gq_lightning.lightning_internals import is_fitting, leave_uncounted
 
 Schedule = Literal["constant", "cosine"]
 # devices on which torch has AdamW as one kernel, instead of several passes over the weights
@@ -70,6 +71,20 @@ def adamw(
 
     scheduler = LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def weights_to_go_on_with(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """To be called as a checkpoint is loaded: where nobody averages weights any more, a fit goes on with those that trained.
+
+    Raises:
+        UserError: there is no optimizer's state to go on with.
+    """
+    if not is_fitting(trainer):
+        return
+    if "optimizer_states" not in checkpoint:
+        raise UserError("--ckpt_path: the checkpoint holds weights alone, which cannot be resumed: give one with the optimizer's state")
+    if not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        checkpoint["state_dict"] = checkpoint.pop("current_model_state", checkpoint["state_dict"])
 
 
 def as_asked_for(optimizer: LightningOptimizer, scheduler: LambdaLR) -> None:

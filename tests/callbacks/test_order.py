@@ -9,7 +9,8 @@ from small import CONFIGS
 
 from gq_lightning.callbacks import Advice, Export, GaussianQuant, LastCheckpoint
 from gq_lightning.callbacks.order import ORDER, in_order
-from gq_lightning.cli.training import CommandLine, SaveConfig
+from gq_lightning.cli.runs import SaveConfig
+from gq_lightning.cli.training import CommandLine
 
 FILES = ("base", "backbone/vit_small", "data/photographs", "scale/smoke", "machine/cpu", "quantizer/gq")
 USERS = """

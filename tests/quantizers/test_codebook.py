@@ -1,4 +1,5 @@
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch.quasirandom import SobolEngine
 
 from gq_lightning import UserError
-from gq_lightning.quantizers.codebook import fingerprint, fingerprint_of_float64_points, gaussian_codebook
+from gq_lightning.quantizers.codebook import fingerprint, fingerprint_of_float64_points, gaussian_codebook, ordered
 
 
 @pytest.mark.parametrize("generator", ["iid", "sobol"])
@@ -127,3 +128,30 @@ def test_quantiles_are_frozen_too() -> None:
 def test_bad_recipes(arguments: tuple) -> None:
     with pytest.raises(UserError):
         gaussian_codebook(*arguments)
+
+
+@pytest.mark.parametrize(("dimensions", "share"), [(1, 1e-3), (8, 0.37), (16, 0.69)])
+def test_a_tree_orders_codewords_from_coarse_to_fine(dimensions: int, share: float) -> None:
+    """The same codewords, in cells of equal size: the halving of normal axes leaves 1 - 2/pi of the variance of each axis halved once."""
+    codebook = gaussian_codebook("iid", 4096 if dimensions < 16 else 65536, dimensions, seed=42)
+    tree = ordered(codebook, "tree")
+    assert torch.equal(torch.unique(tree, dim=0), torch.unique(codebook, dim=0)) and len(tree) == len(codebook)
+    assert torch.equal(tree, ordered(codebook, "tree")) and torch.equal(codebook, ordered(codebook, "none"))
+    variances = [float(tree.unflatten(0, (2**bits, -1)).var(dim=1, correction=0).mean()) for bits in range(9)]
+    assert all(finer < coarser for coarser, finer in pairwise(variances))
+    assert variances[8] < share * variances[0]
+    # halves of one cell lie apart along one axis: no codeword of the one beyond those of the other
+    first, second = tree.unflatten(0, (2, -1))
+    assert ((first.amax(dim=0) <= second.amin(dim=0)).sum()) == 1
+
+
+def test_the_tree_is_the_one_that_tokens_were_made_with() -> None:
+    digest = hashlib.sha256(ordered(gaussian_codebook("iid", 65536, 8, seed=42), "tree").numpy().tobytes()).hexdigest()
+    assert digest == "9d2009e93bba1de5675f3583a53774bc32d9a3bf2fa15dfae821551421743c33"
+
+
+def test_a_tree_needs_a_power_of_two() -> None:
+    with pytest.raises(UserError, match="power of two, not 1000: use order none"):
+        ordered(gaussian_codebook("iid", 1000, 2, seed=0), "tree")
+    with pytest.raises(UserError, match="order: 'sorted' is neither"):
+        ordered(gaussian_codebook("iid", 16, 2, seed=0), "sorted")  # type: ignore[arg-type]

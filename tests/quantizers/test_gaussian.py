@@ -217,3 +217,14 @@ def test_bad_features() -> None:
         quantizer.tokenize(torch.zeros(3, 5))
     with pytest.raises(UserError, match="finite"):
         quantizer.tokenize(torch.full((1, 4), float("nan")))
+
+
+def test_an_order_renames_tokens_and_changes_nothing_else() -> None:
+    arguments: dict[str, Any] = {"bits_per_position": 16, "latent_channels": 8, "codebook_size": 256}
+    drawn, tree = GaussianQuantizer(**arguments), GaussianQuantizer(**arguments, order="tree")
+    x = features(50, channels=8)
+    assert not torch.equal(drawn.tokenize(x), tree.tokenize(x))
+    assert torch.equal(drawn.detokenize(drawn.tokenize(x)), tree.detokenize(tree.tokenize(x)))
+    assert "order" not in drawn.identity()["init_args"] and tree.identity() != drawn.identity()
+    with pytest.raises(UserError, match=r"another codebook.*as a tree"):
+        tree.load_state_dict(drawn.state_dict())

@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from gq_lightning.training.module import TokenizerTraining
 from gq_lightning.training.optimization import planned_steps
 
 # steps that are not measured, since they warm up or compile; those that are, at least; seconds that are enough
@@ -27,17 +26,17 @@ class Outset(Callback):
 
     def __init__(self, at_most: int | None = None) -> None:
         self.at_most = at_most
-        self._total, self._first, self._begin, self._said = math.inf, 0, 0.0, False
+        self._total, self._step, self._first, self._begin, self._said = math.inf, 0, 0, 0.0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, TokenizerTraining)
-        self._total = planned_steps(trainer, pl_module.accumulate)
+        accumulate: int = pl_module.accumulate  # type: ignore[assignment]
+        self._total, self._step = planned_steps(trainer, accumulate), trainer.global_step
         self._first, self._begin, self._said = trainer.global_step + WARM_UP, 0.0, False
-        self._validate_in_time(trainer, pl_module.accumulate)
+        self._validate_in_time(trainer, accumulate)
         training, evaluation = trainer.datamodule.pictures  # type: ignore[attr-defined]
         end = f"to {self._total:,} " if math.isfinite(self._total) else ""
         steps = f"steps {trainer.global_step:,} {end}" if trainer.global_step or not end else f"{self._total:,} steps "
-        batch = trainer.datamodule.batch_size * pl_module.accumulate * trainer.world_size  # type: ignore[attr-defined]
+        batch = trainer.datamodule.batch_size * accumulate * trainer.world_size  # type: ignore[attr-defined]
         rank_zero_info(
             f"{trainer.default_root_dir}: {steps}of {batch} pictures, training on {training:,} of them, validating on {evaluation:,}"
         )
@@ -58,7 +57,8 @@ class Outset(Callback):
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._said or not pl_module.step_complete or trainer.global_step < self._first:
+        complete, self._step = trainer.global_step != self._step, trainer.global_step
+        if self._said or not complete or self._step < self._first:
             return
         if not self._begin:
             self._begin, self._first = time.perf_counter(), trainer.global_step

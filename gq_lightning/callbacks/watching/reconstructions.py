@@ -34,24 +34,24 @@ class Reconstructions(Callback):
         with torch.no_grad():
             picture = draw(images, pl_module.tokenizer.reconstruct(images), scale=2 if images.shape[-1] <= 128 else 1)
         for logger in trainer.loggers:
-            log_picture(logger, picture, last_step(trainer))
+            log_picture(logger, NAME, picture, last_step(trainer))
 
 
 def takes_pictures(logger: Logger) -> bool:
     return any(hasattr(target, "log_image") for target in (logger, _experiment(logger))) or isinstance(logger, TensorBoardLogger)
 
 
-def log_picture(logger: Logger, picture: Image.Image, step: int) -> None:
+def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
     """To a logger of any of the kinds; others are passed over."""
     experiment = _experiment(logger)
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(NAME, np.asarray(picture), step, dataformats="HWC")
+        logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
     elif hasattr(logger, "log_image"):  # Weights & Biases
-        logger.log_image(key=NAME, images=[picture], step=step)
+        logger.log_image(key=name, images=[picture], step=step)
     elif hasattr(experiment, "log_image") and hasattr(logger, "run_id"):  # MLflow
-        experiment.log_image(logger.run_id, picture, key=NAME, step=step)
+        experiment.log_image(logger.run_id, picture, key=name, step=step)
     elif hasattr(experiment, "log_image"):  # Comet
-        experiment.log_image(picture, name=NAME, step=step)
+        experiment.log_image(picture, name=name, step=step)
 
 
 def _experiment(logger: Logger) -> object:

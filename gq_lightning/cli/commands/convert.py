@@ -1,4 +1,4 @@
-"""RUN_OR_CKPT: Gaussian Quant by hand, to a tokenizer's folder."""
+"""SOURCE: Gaussian Quant by hand, to a tokenizer's folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    checkpoint: Path,
+    source: Path,
     /,
     *,
     out: Path,
@@ -25,7 +25,7 @@ def run(
     """Gaussian Quant by hand: freeze the encoder, attach the random codebook, write the tokenizer.
 
     Args:
-        checkpoint: run's folder or checkpoint
+        source: run's folder, checkpoint, or tokenizer's folder
         out: folder to write
         codebook: another generator than it was trained for; quantile is TokenBridge's
         codebook_size: another size; the tokens per position follow from the rate
@@ -34,12 +34,15 @@ def run(
         order: tree orders the codewords from coarse to fine, for priors and tokens of fewer bits
     """
     from gq_lightning.callbacks.gaussian_quant import convert
+    from gq_lightning.tokenizer import ImageTokenizer
     from gq_lightning.tokenizer.checkpoint import load_checkpoint
+    from gq_lightning.tokenizer.folder import CONFIG
 
-    tokenizer = load_checkpoint(checkpoint)
+    is_tokenizer = (source / CONFIG).is_file()
+    tokenizer = ImageTokenizer.from_pretrained(source) if is_tokenizer else load_checkpoint(source)
     given = {"codebook": codebook, "codebook_size": codebook_size, "prior_weight": prior_weight, "seed": seed, "order": order}
     changes = {name: value for name, value in given.items() if value is not None}
-    convert(tokenizer, another_codebook(tokenizer.quantizer, changes, str(checkpoint)) if changes else None)
+    convert(tokenizer, another_codebook(tokenizer.quantizer, changes, str(source)) if changes else None)
     tokenizer.save_pretrained(out)
     tokens = f"{tokenizer.tokens_per_position} tokens of {tokenizer.codebook_size} per position"
     print(f"{printable(out)}: {type(tokenizer.backbone).__name__}, {tokens}")

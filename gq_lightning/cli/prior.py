@@ -1,0 +1,37 @@
+"""`prior fit`, `prior validate`: the commands that train a prior on token sets, by the machinery that trains tokenizers."""
+
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from gq_lightning.callbacks.prior_export import PriorExport
+from gq_lightning.callbacks.watching.samples import Samples
+from gq_lightning.cli.runs import RunCommandLine, call
+from gq_lightning.priors.training import PriorTraining
+from gq_lightning.tokens import TokenSets
+
+
+class PriorCommandLine(RunCommandLine):
+    """Of a PriorTraining on TokenSets."""
+
+    module, data, monitor = PriorTraining, TokenSets, ("val/bits_per_pixel", "min")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_lightning_class_args(PriorExport, "export")
+        parser.add_lightning_class_args(Samples, "samples")
+        # what a token set says of its tokens is typed nowhere else
+        for name in ("grid", "codebook_size", "downsampling", "tokenizer", "classes"):
+            target = f"model.prior.init_args.{name}"
+            parser.link_arguments("data", target, compute_fn=lambda data, name=name: getattr(data.header, name), apply_on="instantiate")
+
+    def own_callbacks(self, given: list[Callback]) -> list[Callback]:
+        return []
+
+
+def run(args: list[str]) -> None:
+    """Runs `prior` with the arguments behind that word. Raises UserError."""
+    call(PriorCommandLine, args, f"prior {args[0]}" if args else "prior")

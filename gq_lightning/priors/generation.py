@@ -1,0 +1,72 @@
+"""New pictures: a prior's tokens, decoded by the tokenizer that they belong to."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gq_lightning.data import center_crop, load_picture, resize_shorter, to_tensor
+from gq_lightning.errors import UserError
+from gq_lightning.priors.module import Prior
+from gq_lightning.priors.sampling import PLAIN, Sampling, noise, sample
+from gq_lightning.tokenizer import ImageTokenizer
+
+
+def check_fit(prior: Prior, tokenizer: ImageTokenizer, source: str) -> None:
+    """Raises UserError unless the prior's tokens are this tokenizer's; `source` is where the tokenizer lies."""
+    if (found := tokenizer.fingerprint) != prior.tokenizer:
+        raise UserError(
+            f"{source}: tokenizer {found[:12]}, but the prior was trained on tokens of {prior.tokenizer[:12]}: give that as --tokenizer"
+        )
+
+
+def generate(
+    prior: Prior,
+    tokenizer: ImageTokenizer,
+    labels: Sequence[int],
+    numbers: Sequence[int] | None = None,
+    seed: int = 0,
+    sampling: Sampling = PLAIN,
+    given: Tensor | None = None,
+    batch_size: int = 16,
+    advance: Callable[[int], None] = lambda more: None,
+) -> Iterator[Tensor]:
+    """Draws and decodes pictures, batch by batch.
+
+    Args:
+        labels: of each picture, -1 for no class.
+        numbers: of each picture; its random numbers follow from the seed and from this. None counts from 0.
+        given: (1, k, n) tokens of the first k positions, which every picture keeps.
+        batch_size: pictures drawn together.
+        advance: called with the number of pictures just finished.
+
+    Yields:
+        (3, H, W) in [-1, 1] each, on the CPU.
+    """
+    device = prior.label.weight.device
+    known = None if given is None else prior.spelling.split(given)
+    pictures = list(zip(range(len(labels)) if numbers is None else numbers, labels, strict=True))
+    for begin in range(0, len(pictures), batch_size):
+        batch = pictures[begin : begin + batch_size]
+        chosen = torch.tensor([label for _, label in batch], device=device)
+        kept = None if known is None else known.expand(len(batch), -1, -1)
+        symbols = torch.stack(list(sample(prior, chosen, noise(prior, seed, [number for number, _ in batch]), sampling, kept)), dim=1)
+        yield from tokenizer.decode(prior.join(symbols)).float().cpu()
+        advance(len(batch))
+
+
+def first_rows(prior: Prior, tokenizer: ImageTokenizer, picture: Path, keep: float) -> Tensor:
+    """Tokens (1, k, n) of a picture's upper rows, `keep` of all, for `generate` to go on from. The picture is seen as in evaluation.
+
+    Raises:
+        UserError: it cannot be read, or `keep` is no share.
+    """
+    if not 0 <= keep <= 1:
+        raise UserError(f"--keep {keep:g}: give a share of the rows, from 0 to 1")
+    height, width, _ = prior.grid
+    if height != width:
+        raise UserError(f"--from {picture}: this prior draws pictures of {height} x {width} positions, which a square is not")
+    size = height * prior.downsampling
+    image = to_tensor(center_crop(resize_shorter(load_picture(picture), size), size))
+    return tokenizer.encode(image[None])[:, : round(keep * height)].flatten(1, 2)

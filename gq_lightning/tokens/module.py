@@ -1,0 +1,108 @@
+"""TokenSets: a training set and an evaluation set of tokens, as a data module for Lightning."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from gq_lightning.construction import public_path
+from gq_lightning.data.module import ResumableDataModule
+from gq_lightning.data.order import Place
+from gq_lightning.errors import UserError
+from gq_lightning.tokens.token_set import Header, TokenSet, read_json
+
+
+class _AtPlaces(Dataset[tuple[Tensor, int]]):
+    """A token set that is asked for places. Nothing about a row is random, so that their seeds go unused."""
+
+    def __init__(self, tokens: TokenSet) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, place: int | Place) -> tuple[Tensor, int]:
+        return self.tokens[place[0] if isinstance(place, tuple) else place]
+
+
+class TokenSets(ResumableDataModule):
+    """What `python -m gq_lightning tokenize` wrote: ROOT/train, all views in training, and ROOT/val, the first view of each picture.
+
+    Batches are tokens (B, h, w, n) int64 and labels (B,) int64, -1 where a picture has no class. Order, ranks and resuming are those of
+    the data modules of pictures.
+
+    Args:
+        root: folder of the two sets.
+        tokenizer: folder of the tokenizer that made them; one that did not is refused.
+        batch_size: rows in a training batch, on each device.
+        evaluation_batch_size: pictures in an evaluation batch; null takes batch_size.
+        workers: processes that read rows, at most one a core; rows are mapped into memory, and 0 is often as fast.
+        verify: compare the checksums of all files at the start, which reads them once.
+
+    Attributes:
+        header: what the training set is.
+
+    Raises:
+        UserError: there is no token set, or another tokenizer made it.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        tokenizer: str,
+        batch_size: int = 64,
+        evaluation_batch_size: int | None = None,
+        workers: int = 0,
+        verify: bool = True,
+    ) -> None:
+        super().__init__(batch_size, evaluation_batch_size, workers, default_collate)
+        self.root, self.tokenizer, self.verify = Path(root).expanduser(), Path(tokenizer).expanduser(), verify
+        self.header, fingerprint = Header.read(self.root / "train"), _recorded(self.tokenizer)
+        if self.header.tokenizer != fingerprint:
+            raise UserError(
+                f"data.init_args.tokenizer {self.tokenizer}: it is {fingerprint[:12]}, and the tokens of {self.root} were made by "
+                f"{self.header.tokenizer[:12]}: name that one, or tokenize the pictures again"
+            )
+
+    @cached_property
+    def _training(self) -> _AtPlaces:  # type: ignore[override]
+        return _AtPlaces(self.training_set())
+
+    @cached_property
+    def _evaluation(self) -> _AtPlaces:  # type: ignore[override]
+        return _AtPlaces(self.evaluation_set())
+
+    def training_set(self) -> TokenSet:
+        """All views of the training pictures."""
+        return TokenSet(self.root / "train", self.header.tokenizer, verify=self.verify)
+
+    def evaluation_set(self) -> TokenSet:
+        """The first view of each held-out picture."""
+        held_out = TokenSet(self.root / "val", self.header.tokenizer, first_view=True, verify=self.verify)
+        for name in ("grid", "codebook_size", "classes"):
+            if getattr(held_out.header, name) != getattr(self.header, name):
+                raise UserError(f"{self.root}: train and val differ in their {name}: tokenize both with the same options")
+        return held_out
+
+    def protocol(self) -> dict[str, Any]:
+        """The evaluation set in plain data."""
+        tokens = self._evaluation.tokens
+        return {
+            "data": public_path(type(self)).rpartition(".")[2],
+            "split": tokens.header.split,
+            "images": len(tokens),
+            "preparation": tokens.header.preparation,
+            "tokenizer": tokens.header.tokenizer,
+        }
+
+
+def _recorded(tokenizer: Path) -> str:
+    """The fingerprint that a tokenizer's folder names."""
+    try:
+        return str(read_json(tokenizer / "config.json")["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"data.init_args.tokenizer {tokenizer}: no tokenizer's folder ({type(error).__name__}): name one that fit wrote"
+        ) from error

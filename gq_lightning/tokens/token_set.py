@@ -1,0 +1,187 @@
+"""Token sets: the tokens of many pictures, made once, in files that are mapped into memory.
+
+FOLDER/set.json                        what the set is, and the SHA-256 of every shard; where it is, the set is whole
+FOLDER/000000.npy, 000000.json, ...    numpy records (label, tokens) of some pictures; their names, and what was left out
+
+Nothing in it is code: the arrays are numpy's own plain format.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gq_lightning.errors import UserError
+from gq_lightning.files import open_regular, parse_json, write_whole
+
+FORMAT = 1
+HEADER = "set.json"
+NO_CLASS = -1
+AGAIN = "copy the set again, or make it with `python -m gq_lightning tokenize`"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a token set is, beside its tokens.
+
+    Attributes:
+        grid: h, w and n of one picture's tokens (h, w, n).
+        codebook_size: tokens are in [0, codebook_size).
+        downsampling: pixels per position along one axis.
+        tokenizer: fingerprint of the tokenizer that made the tokens.
+        classes: names of the classes, whose places are the labels; none where the pictures have no classes.
+        views: how each picture was looked at, in words; the rows of a picture are its views, in this order.
+        preparation: how pictures became images, in words.
+        split: which part of the data this is.
+        shards: of each: pictures, and the SHA-256 of its two files.
+        left_out: broken pictures by name, and what is wrong with them.
+    """
+
+    grid: tuple[int, int, int]
+    codebook_size: int
+    downsampling: int
+    tokenizer: str
+    classes: Sequence[str]
+    views: Sequence[str]
+    preparation: str
+    split: str
+    shards: Sequence[tuple[int, str, str]]
+    left_out: Mapping[str, str]
+
+    @property
+    def record(self) -> np.dtype:
+        """The type of one picture in a shard; numbers are little-endian."""
+        integer = next(integer for integer, most in (("u1", 2**8), ("<u2", 2**16), ("<u4", 2**32)) if self.codebook_size <= most)
+        return np.dtype([("label", "<i4"), ("tokens", integer, (len(self.views), *self.grid))])
+
+    def write(self, folder: Path) -> None:
+        """Writes it, whole. Raises UserError."""
+        content = {"format": FORMAT, **asdict(self)}
+        write_whole(folder / HEADER, (json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n").encode("ascii"))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Header":
+        """Raises UserError where there is none, or it is damaged."""
+        path = folder / HEADER
+        try:
+            content = read_json(path)
+            if content.pop("sha256") != _digest(content) or content.pop("format") != FORMAT:
+                raise ValueError("its checksum does not match")
+            return cls(**content | {"grid": tuple(content["grid"])})
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no token set, or an unfinished one: make it with `python -m gq_lightning tokenize`") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{path}: damaged, or not a token set of this version ({reason}): {AGAIN}") from error
+
+
+class TokenSet(Dataset[tuple[Tensor, int]]):
+    """`set[i]` is (tokens (h, w, n) int64, label). The views of a picture follow one another; a label of -1 is no class.
+
+    Nothing is held in memory: the system reads pages of the files as they are asked for, and all processes share them.
+
+    Args:
+        path: the set's folder.
+        tokenizer: fingerprint of the tokenizer that it must have been made by; None accepts any.
+        first_view: have the first view of each picture alone: what one measures with.
+        verify: compare the checksums of all files, which reads them once; their lengths are compared in any case.
+
+    Attributes:
+        header: what the set is.
+
+    Raises:
+        UserError: a file is missing, cut short or changed, or another tokenizer made the tokens.
+    """
+
+    def __init__(self, path: str | Path, tokenizer: str | None = None, first_view: bool = False, verify: bool = True) -> None:
+        self.path, self.header = Path(path), Header.read(Path(path))
+        if tokenizer is not None and tokenizer != self.header.tokenizer:
+            theirs = f"its tokens were made by tokenizer {self.header.tokenizer[:12]}, not by {tokenizer[:12]}"
+            raise UserError(f"{path}: {theirs}: name the tokenizer that made them, or tokenize the pictures again")
+        self.views = 1 if first_view else len(self.header.views)
+        self._ends = np.cumsum([0, *(pictures for pictures, _, _ in self.header.shards)])
+        self._shards = [self._map(number, verify) for number in range(len(self.header.shards))]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) * self.views
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        picture, view = divmod(range(len(self))[index], self.views)
+        shard = int(np.searchsorted(self._ends, picture, side="right")) - 1
+        row = self._shards[shard][picture - self._ends[shard]]
+        return torch.from_numpy(row["tokens"][view].astype(np.int64)), int(row["label"])
+
+    def name(self, index: int) -> str:
+        """The name of the picture that a row belongs to."""
+        return self._names[range(len(self))[index] // self.views]
+
+    def counts(self) -> np.ndarray:
+        """How often each token occurs at each of a position's n places: (n, codebook_size) int64."""
+        n = self.header.grid[2]
+        counts = np.zeros((n, self.header.codebook_size), dtype=np.int64)
+        for shard in self._shards:
+            for rows in np.array_split(shard["tokens"][:, : self.views], max(1, shard.nbytes >> 26)):
+                counts += np.stack([np.bincount(rows[..., place].ravel(), minlength=self.header.codebook_size) for place in range(n)])
+        return counts
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [name for number in range(len(self._shards)) for name in read_json(shard_path(self.path, number, "json"))["names"]]
+
+    def _map(self, number: int, verify: bool) -> np.ndarray:
+        pictures, *digests = self.header.shards[number]
+        for suffix, digest in zip(("npy", "json"), digests, strict=True):
+            path = shard_path(self.path, number, suffix)
+            if not path.is_file():
+                raise UserError(f"{path} is missing: {AGAIN}")
+            if verify and sha256_of(path) != digest:
+                raise UserError(f"{path}: cut short or changed, its SHA-256 is not that of {HEADER}: {AGAIN}")
+        return map_shard(shard_path(self.path, number, "npy"), pictures, self.header.record)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a process that is not forked maps the files itself: a mapped array would be sent whole
+        return {name: value for name, value in self.__dict__.items() if name != "_shards"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._shards = [self._map(number, verify=False) for number in range(len(self.header.shards))]
+
+
+def shard_path(folder: Path, number: int, suffix: str) -> Path:
+    """FOLDER/000000.npy and its like."""
+    return folder / f"{number:06d}.{suffix}"
+
+
+def map_shard(path: Path, pictures: int, record: np.dtype) -> np.ndarray:
+    """A shard's records, mapped into memory. Raises UserError where the file is not `pictures` of them."""
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        if rows.shape != (pictures,) or rows.dtype != record:
+            raise ValueError("other records than those of the set")
+        return rows
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cut short or damaged ({' '.join(str(error).split())[:100]}): {AGAIN}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """What a file of the set says. Raises OSError or ValueError."""
+    with open_regular(path) as file:
+        return parse_json(file.read())
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

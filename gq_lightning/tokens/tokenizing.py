@@ -1,0 +1,231 @@
+"""Pictures to a token set.
+
+PictureSet --Seen--> views (v, 3, S, S) --tokenizer.encode--> records (label, tokens) --whole files--> OUT/000000.npy, ..., OUT/set.json
+
+A shard has the same pictures, in the same batches, however many ranks there are. One that was finished is passed over by the next call.
+"""
+
+import copy
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gq_lightning.data.module import cores
+from gq_lightning.data.order import derived_seed, random_numbers
+from gq_lightning.data.pictures.progress import progress
+from gq_lightning.data.pictures.reading import INTERPOLATION, BrokenImage, center_crop, resize_shorter, to_pixels
+from gq_lightning.data.sets import CenterCrop, PictureSet
+from gq_lightning.data.sets import fingerprint as fingerprint_of
+from gq_lightning.distributed import rank, ranks, wait_for_all
+from gq_lightning.errors import UserError, printable
+from gq_lightning.files import write_whole
+from gq_lightning.tokens.codec import Tokenizer
+from gq_lightning.tokens.token_set import NO_CLASS, Header, TokenSet, read_json, sha256_of, shard_path
+
+logger = logging.getLogger("gq_lightning.data")
+
+Views = Literal["one", "flip", "ten_crop"]
+LARGER = 1.1  # shorter side that ten crops are cut from, in image sizes
+
+
+class TenCrop(CenterCrop):
+    """The centre and the four corners of a picture a tenth larger, each followed by its mirror image: (10, 3, size, size)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.resize, self.crop = f"shorter side to {round(LARGER * size)}", f"centre and corners {size} x {size}"
+
+    def __call__(self, picture: Any) -> Tensor:
+        size, picture = self.size, resize_shorter(picture, round(LARGER * self.size))
+        corners = [picture.crop((x, y, x + size, y + size)) for y in (0, picture.height - size) for x in (0, picture.width - size)]
+        return torch.stack([view for crop in (center_crop(picture, size), *corners) for view in _with_mirror(to_pixels(crop))])
+
+
+class Seen(Dataset[Tensor | BrokenImage]):
+    """The views of each picture, (v, 3, S, S); a broken picture is given as the error that it is.
+
+    Pictures that are cut from files are cut as in evaluation, or into ten; those that are crops already are taken as they are.
+    """
+
+    def __init__(self, pictures: PictureSet, size: int, views: Views) -> None:
+        self.mirrored = views == "flip"
+        self.names = {"one": ["centre"], "flip": ["centre", "mirrored"]}.get(views) or [
+            f"{place}{mirror}"
+            for place in ("centre", "upper left", "upper right", "lower left", "lower right")
+            for mirror in ("", ", mirrored")
+        ]
+        cuts = hasattr(pictures, "prepare")
+        if not cuts and views == "ten_crop":
+            raise UserError(f"--views ten_crop: the pictures of {pictures.split} are crops already: use flip")
+        crop = TenCrop(size) if views == "ten_crop" else CenterCrop(size)
+        self.preparation = f"{crop.resize}, {crop.crop}, {INTERPOLATION}" if cuts else f"{pictures.resize}, {pictures.crop}"
+        if cuts:
+            pictures = copy.copy(pictures)
+            pictures.prepare = crop  # type: ignore[attr-defined]
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Tensor | BrokenImage:
+        try:
+            with random_numbers(derived_seed(index)):
+                image = self.pictures[index]
+        except BrokenImage as error:
+            return error
+        if image.ndim == 4:
+            return image
+        return torch.stack(_with_mirror(image) if self.mirrored else [image])
+
+
+def class_names(pictures: PictureSet) -> list[str]:
+    """The first folders of the pictures' names, sorted; none where there are fewer than two."""
+    names = sorted({_folder(pictures.name(index)) for index in range(len(pictures))})
+    return names if len(names) > 1 else []
+
+
+def write_token_set(
+    tokenizer: Tokenizer,
+    pictures: PictureSet,
+    out: Path,
+    image_size: int,
+    classes: Sequence[str] = (),
+    views: Views = "one",
+    batch_size: int = 32,
+    workers: int = 2,
+    shard_pictures: int = 4096,
+) -> TokenSet:
+    """Writes the set, or what is missing of it. Under torch.distributed each rank writes its share of the shards.
+
+    Broken pictures are named in a warning and left out.
+
+    Args:
+        image_size: side of the images, pixels.
+        classes: names of the classes, see `class_names`; a picture of another class has none.
+        views: `one` is the picture as evaluation sees it; `flip` adds its mirror image; `ten_crop` is centre and corners, each with its
+            mirror image.
+        batch_size: pictures that are encoded together.
+        workers: processes that read pictures.
+        shard_pictures: pictures in a shard, which is what a kill can cost.
+
+    Raises:
+        UserError: no picture can be read, `out` has other tokens, or cannot be written.
+    """
+    for name, value in (("batch_size", batch_size), ("shard_pictures", shard_pictures)):
+        if value < 1:
+            raise UserError(f"--{name} {value}: give a positive number")
+    seen, side = Seen(pictures, image_size, views), image_size // tokenizer.downsampling
+    least = tokenizer.fixed_image_size or tokenizer.downsampling
+    if side * tokenizer.downsampling != image_size or image_size < least:
+        needs = f"a multiple of {tokenizer.downsampling}, at least {least}"
+        raise UserError(f"data.init_args.image_size {image_size}: this tokenizer needs {needs}")
+    grid = (side, side, tokenizer.tokens_per_position)
+    geometry = (grid, tokenizer.codebook_size, tokenizer.downsampling, tokenizer.fingerprint)
+    header = Header(*geometry, list(classes), seen.names, seen.preparation, pictures.split, [], {})
+    plan = hashlib.sha256(f"{header} {fingerprint_of(pictures)} {shard_pictures}".encode("utf-8", "surrogateescape")).hexdigest()
+    shards = [range(begin, min(begin + shard_pictures, len(seen))) for begin in range(0, len(seen), shard_pictures)]
+    mine = range(rank(), len(shards), ranks())
+    done = {number for number in mine if _is_done(out, number, plan, header)}
+    batches = [
+        list(shards[number][begin : begin + batch_size])
+        for number in mine
+        if number not in done
+        for begin in range(0, len(shards[number]), batch_size)
+    ]
+    loader = DataLoader(seen, batch_sampler=batches, num_workers=min(workers, cores()), collate_fn=list, generator=torch.Generator())
+    contents = iter(loader)  # starts the workers, which are not to inherit the bar's thread
+    with progress(f"writing {out}, pictures", sum(len(shards[number]) for number in mine)) as advance:
+        for number in mine:
+            if number in done:
+                advance(len(shards[number]))
+            else:
+                _write_shard(tokenizer, seen, shards[number], batch_size, header, plan, shard_path(out, number, "npy"), contents, advance)
+    wait_for_all()
+    if rank() == 0:
+        _finish(out, header, len(shards))
+    wait_for_all()
+    return TokenSet(out, verify=False)
+
+
+def _write_shard(
+    tokenizer: Tokenizer,
+    seen: Seen,
+    indices: range,
+    batch_size: int,
+    header: Header,
+    plan: str,
+    path: Path,
+    contents: Iterator[list[Tensor | BrokenImage]],
+    advance: Callable[[int], None],
+) -> None:
+    """Encodes the pictures of a shard, whose contents come next, and writes its two files; the second says that it is done."""
+    labels = {name: label for label, name in enumerate(header.classes)}
+    rows, names, left_out = [np.empty(0, header.record)], [], {}
+    for begin in range(0, len(indices), batch_size):
+        images, batch = [], indices[begin : begin + batch_size]
+        for index, item in zip(batch, next(contents), strict=True):
+            name = seen.pictures.name(index)
+            if isinstance(item, BrokenImage):
+                logger.warning("left out a broken picture: %s", item)
+                left_out[name] = printable(item)
+            else:
+                images.append(item)
+                names.append(name)
+        if images:
+            tokens = tokenizer.encode(torch.cat(images)).cpu().numpy()
+            records = np.empty(len(images), header.record)
+            records["tokens"] = tokens.reshape(len(images), -1, *tokens.shape[1:])
+            records["label"] = [labels.get(_folder(name), NO_CLASS) for name in names[-len(images) :]]
+            rows.append(records)
+        advance(len(batch))
+    array = io.BytesIO()
+    np.save(array, np.concatenate(rows), allow_pickle=False)
+    write_whole(path, array.getvalue())
+    told = {"plan": plan, "sha256": hashlib.sha256(array.getvalue()).hexdigest(), "names": names, "left_out": left_out}
+    write_whole(path.with_suffix(".json"), json.dumps(told).encode("ascii"))
+
+
+def _is_done(out: Path, number: int, plan: str, header: Header) -> bool:
+    """Whether this shard was written before. Raises UserError where it has other tokens than those that are due."""
+    path = shard_path(out, number, "json")
+    try:
+        told = read_json(path)
+        planned = told["plan"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if planned != plan:
+        raise UserError(f"{path}: tokens of other pictures, or made in another way, are there: choose another --out, or delete that folder")
+    array = path.with_suffix(".npy")
+    return array.is_file() and sha256_of(array) == told.get("sha256")
+
+
+def _finish(out: Path, header: Header, count: int) -> None:
+    """Writes the set's header, which makes it whole."""
+    shards, left_out = list[tuple[int, str, str]](), dict[str, str]()
+    for number in range(count):
+        path = shard_path(out, number, "json")
+        told = read_json(path)
+        shards.append((len(told["names"]), told["sha256"], sha256_of(path)))
+        left_out |= told["left_out"]
+    if not any(pictures for pictures, _, _ in shards):
+        raise UserError(f"none of the {len(left_out)} pictures of {header.split} can be read: see the warnings")
+    replace(header, shards=shards, left_out=left_out).write(out)
+
+
+def _folder(name: str) -> str:
+    """The class of a picture by its name: its first folder."""
+    return name.rpartition("/")[0].partition("/")[0]
+
+
+def _with_mirror(image: Tensor) -> list[Tensor]:
+    return [image, image.flip(-1)]

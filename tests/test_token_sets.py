@@ -1,0 +1,233 @@
+"""Token sets: what is in them, who writes them, how they end, and what is refused."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import CONFIGS, small_tokenizer
+
+from gq_lightning import ImageTokenizer, UserError
+from gq_lightning.cli.main import main
+from gq_lightning.data import ImageFolder, Photographs
+from gq_lightning.data.order import Shuffled
+from gq_lightning.files import whole
+from gq_lightning.tokens import TokenSet, TokenSets
+from gq_lightning.tokens.tokenizing import class_names, write_token_set
+
+BROKEN = "dogs/2.png"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes, one picture broken."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(7):
+        for name in ("cats", "dogs"):
+            (folder / name).mkdir(exist_ok=True)
+            pixels = np.random.default_rng(index + 50 * (name == "dogs")).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(folder / name / f"{index}.png")
+    (folder / BROKEN).write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    small_tokenizer("vit").save_pretrained(folder)
+    return folder
+
+
+def data(pictures: Path) -> ImageFolder:
+    return ImageFolder(str(pictures), str(pictures), image_size=32, workers=0)
+
+
+def write(tokenizer: ImageTokenizer, pictures: Path, out: Path, **options: object) -> TokenSet:
+    images = data(pictures).training_set()
+    arguments = {"image_size": 32, "classes": class_names(images), "batch_size": 2, "shard_pictures": 4, "workers": 0} | options
+    return write_token_set(tokenizer, images, out, **arguments)  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.*"))}
+
+
+@pytest.mark.parametrize("views", ["one", "flip", "ten_crop"])
+def test_rows_are_the_tokens_of_the_pictures(
+    views: str, pictures: Path, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = ImageTokenizer.from_pretrained(saved)
+    written = write(tokenizer, pictures, tmp_path / "set", views=views)
+    count = {"one": 1, "flip": 2, "ten_crop": 10}[views]
+    assert len(written) == 13 * count and written.views == count
+    assert [written.name(row) for row in range(0, len(written), count)] == [
+        f"{name}/{index}.png" for name in ("cats", "dogs") for index in range(7) if f"{name}/{index}.png" != BROKEN
+    ]
+    assert list(written.header.left_out) == [BROKEN] and "left out a broken picture" in caplog.text and BROKEN in caplog.text
+    images = data(pictures).evaluation_set()
+    index = next(i for i in range(len(images)) if images.name(i) == "dogs/3.png")
+    row = next(row for row in range(len(written)) if written.name(row) == "dogs/3.png")
+    tokens, label = written[row]
+    assert (tokens.dtype, tokens.shape, label) == (torch.int64, (4, 4, 2), 1)
+    if views != "ten_crop":
+        assert torch.equal(tokens, tokenizer.encode(images[index][None])[0])
+    if views == "flip":
+        assert torch.equal(written[row + 1][0], tokenizer.encode(images[index][None].flip(-1))[0])
+    if views == "ten_crop":
+        with Image.open(pictures / "dogs/3.png") as picture:
+            larger = picture.resize((42, 35), Image.Resampling.BILINEAR)
+        corner = torch.from_numpy(np.array(larger))[3:35, 10:42].permute(2, 0, 1).float() / 127.5 - 1
+        assert torch.equal(written[row + 8][0], tokenizer.encode(corner[None])[0]), "the lower right corner"
+    again = TokenSet(tmp_path / "set", tokenizer.fingerprint, first_view=True)
+    assert len(again) == 13 and torch.equal(again[-1][0], written[len(written) - count][0])
+    found = again.counts()
+    assert found.shape == (2, 256) and np.array_equal(
+        found[1], np.bincount(torch.stack([t for t, _ in again])[..., 1].flatten(), minlength=256)
+    )
+
+
+def test_crops_are_drawn_from_their_place(saved: Path, tmp_path: Path) -> None:
+    """Pictures that are random crops are the same at every call, and have no ten crops."""
+    tokenizer, images = ImageTokenizer.from_pretrained(saved), Photographs(32, crops_per_epoch=6).training_set()
+    one, two = (write_token_set(tokenizer, images, tmp_path / name, 32, workers=0) for name in "ab")
+    assert contents(one.path) == contents(two.path)
+    assert one.header.classes == [] and {label for _, label in one} == {-1}
+    assert not torch.equal(one[0][0], one[1][0])
+    with pytest.raises(UserError, match="--views ten_crop: .* use flip"):
+        write_token_set(tokenizer, images, tmp_path / "c", 32, views="ten_crop")
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_call_goes_on(pictures: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = ImageTokenizer.from_pretrained(saved)
+    write(tokenizer, pictures, tmp_path / "whole")
+    expected, out, calls = contents(tmp_path / "whole"), tmp_path / "set", []
+    place = whole.Draft.place
+    for kill in (0, 1, 2, 5, 2):  # in front of the first file, between a shard's two files, in front of set.json
+
+        def dying(draft: whole.Draft, kill: int = kill) -> None:
+            calls.append(draft.path.name)
+            if len(calls) > kill:
+                raise Killed
+            place(draft)
+
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(whole.Draft, "place", dying)
+            with pytest.raises(Killed):
+                write(tokenizer, pictures, out)
+        with pytest.raises(UserError, match=r"set.json: no token set, or an unfinished one"):
+            TokenSet(out)
+    encoded = []
+    monkeypatch.setattr(ImageTokenizer, "encode", lambda *arguments: encoded.append(arguments))
+    write(tokenizer, pictures, out)
+    assert contents(out) == expected and not encoded, "only the header was missing"
+
+
+def test_two_ranks_write_what_one_writes(pictures: Path, saved: Path, tmp_path: Path) -> None:
+    (config := tmp_path / "data.yaml").write_text(
+        "data:\n  class_path: gq_lightning.data.ImageFolder\n"
+        f"  init_args: {{root: {pictures}, validation_root: {pictures}, image_size: 32, workers: 0}}\n"
+    )
+    arguments = [
+        "tokenize",
+        "--tokenizer",
+        str(saved),
+        "--config",
+        str(config),
+        "--views",
+        "flip",
+        "--batch_size",
+        "2",
+        "--shard_pictures",
+        "4",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617", "-m", "gq_lightning"]
+    calls = [subprocess.Popen([*launch, *arguments, "--out", str(tmp_path / "two")], env=environment, stderr=subprocess.PIPE, text=True)]
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    errors = [process.communicate(timeout=300)[1] for process in calls]
+    assert [process.returncode for process in calls] == [0], errors[0][-3000:]
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"train", "val"}
+
+
+@pytest.fixture
+def small_set(pictures: Path, saved: Path, tmp_path: Path) -> Iterator[Path]:
+    write(ImageTokenizer.from_pretrained(saved), pictures, tmp_path / "set")
+    yield tmp_path / "set"
+
+
+def test_what_is_cut_short_or_changed_is_refused(small_set: Path) -> None:
+    for path in sorted(small_set.iterdir()):
+        content = path.read_bytes()
+        for place in (0, len(content) // 2, len(content) - 2):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(UserError, match=rf"^\S*{path.name}: .*(make it|copy)"):
+                TokenSet(small_set)
+        path.write_bytes(content[:-9])
+        with pytest.raises(UserError, match=path.name):
+            TokenSet(small_set)
+        if path.suffix == ".npy":
+            with pytest.raises(UserError, match=f"{path.name}: cut short"):
+                TokenSet(small_set, verify=False)
+        path.unlink()
+        with pytest.raises(UserError, match=path.name):
+            TokenSet(small_set)
+        path.write_bytes(content)
+    assert len(TokenSet(small_set)) == 13
+
+
+def test_what_does_not_belong_together_is_refused(small_set: Path, saved: Path, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="made by tokenizer .*, not by 000000000000: name the tokenizer that made them"):
+        TokenSet(small_set, "0" * 64)
+    tokenizer = ImageTokenizer.from_pretrained(saved)
+    with pytest.raises(UserError, match="choose another --out, or delete that folder"):
+        write(tokenizer, pictures, small_set, views="flip")
+    with pytest.raises(UserError, match="image_size 36: this tokenizer needs"):
+        write(tokenizer, pictures, tmp_path / "other", image_size=36)
+    other = small_tokenizer("unet")
+    other.save_pretrained(tmp_path / "unet")
+    (tmp_path / "sets").mkdir()
+    shutil.copytree(small_set, tmp_path / "sets/train")
+    with pytest.raises(UserError, match=r"data.init_args.tokenizer .*unet: it is .*: name that one, or tokenize the pictures again"):
+        TokenSets(str(tmp_path / "sets"), str(tmp_path / "unet"))
+    with pytest.raises(UserError, match="no tokenizer's folder"):
+        TokenSets(str(tmp_path / "sets"), str(tmp_path / "nothing"))
+
+
+def test_batches_are_resumed_and_shared(small_set: Path, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "sets").mkdir()
+    for split in ("train", "val"):
+        shutil.copytree(small_set, tmp_path / "sets" / split)
+
+    def module() -> TokenSets:
+        made = TokenSets(str(tmp_path / "sets"), str(saved), batch_size=4)
+        made.seed = 5
+        return made
+
+    first = module()
+    loader = first.train_dataloader()
+    epochs = [[batch for batch in loader] for _ in range(2)]
+    assert [len(epoch) for epoch in epochs] == [3, 3] and not torch.equal(epochs[0][0][0], epochs[1][0][0])
+    tokens, labels = epochs[0][0]
+    assert (tokens.shape, tokens.dtype, labels.shape, labels.dtype) == ((4, 4, 4, 2), torch.int64, (4,), torch.int64)
+    second = module()
+    second.load_state_dict({"seed": 5, "epoch": 1, "batches": 2})
+    resumed = second.train_dataloader()
+    resumed.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    (batch,) = list(resumed)
+    assert torch.equal(batch[0], epochs[1][2][0])
+    places = [[index for index, _ in Shuffled(first._training, 2, rank, 5)] for rank in range(2)]
+    assert sorted(places[0] + places[1]) == sorted({*places[0], *places[1]}) and len(places[0]) == 6
+    assert [len(batch[1]) for batch in first.val_dataloader()] == [4, 4, 4, 1]
