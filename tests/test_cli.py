@@ -15,7 +15,7 @@ from small import CONFIGS, small_training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gq_lightning import ImageTokenizer, UserError
-from gq_lightning.cli.commands.convert import another_codebook
+from gq_lightning.callbacks.gaussian_quant import another_codebook
 from gq_lightning.cli.main import main
 from gq_lightning.quantizers import FiniteScalarQuantizer, GaussianQuantizer, TokenBridge
 from gq_lightning.training.module import TokenizerTraining

@@ -28,13 +28,16 @@ BROKEN = "dogs/2.png"
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes, one picture broken."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("pictures") / "all"
     for index in range(7):
         for name in ("cats", "dogs"):
-            (folder / name).mkdir(exist_ok=True)
+            (folder / name).mkdir(parents=True, exist_ok=True)
             pixels = np.random.default_rng(index + 50 * (name == "dogs")).integers(0, 255, (5, 6, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(folder / name / f"{index}.png")
     (folder / BROKEN).write_bytes(b"no picture")
+    others = folder.with_name("others") / "cats"
+    others.mkdir(parents=True)
+    Image.new("RGB", (48, 40), "red").save(others / "0.png")
     return folder
 
 
@@ -46,7 +49,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data(pictures: Path) -> ImageFolder:
-    return ImageFolder(str(pictures), str(pictures), image_size=32, workers=0)
+    return ImageFolder(str(pictures), str(pictures.with_name("others")), image_size=32, workers=0)
 
 
 def write(tokenizer: ImageTokenizer, pictures: Path, out: Path, **options: object) -> TokenSet:
@@ -71,7 +74,7 @@ def test_rows_are_the_tokens_of_the_pictures(
         f"{name}/{index}.png" for name in ("cats", "dogs") for index in range(7) if f"{name}/{index}.png" != BROKEN
     ]
     assert list(written.header.left_out) == [BROKEN] and "left out a broken picture" in caplog.text and BROKEN in caplog.text
-    images = data(pictures).evaluation_set()
+    images = ImageFolder(str(pictures.with_name("others")), str(pictures), image_size=32).evaluation_set()
     index = next(i for i in range(len(images)) if images.name(i) == "dogs/3.png")
     row = next(row for row in range(len(written)) if written.name(row) == "dogs/3.png")
     tokens, label = written[row]
@@ -137,7 +140,7 @@ def test_a_killed_call_goes_on(pictures: Path, saved: Path, tmp_path: Path, monk
 def test_two_ranks_write_what_one_writes(pictures: Path, saved: Path, tmp_path: Path) -> None:
     (config := tmp_path / "data.yaml").write_text(
         "data:\n  class_path: gq_lightning.data.ImageFolder\n"
-        f"  init_args: {{root: {pictures}, validation_root: {pictures}, image_size: 32, workers: 0}}\n"
+        f"  init_args: {{root: {pictures}, validation_root: {pictures.with_name('others')}, image_size: 32, workers: 0}}\n"
     )
     arguments = [
         "tokenize",

@@ -3,8 +3,11 @@
 fit ends -> freeze the encoder -> attach the random codebook; no training involved
 """
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
 from gq_lightning.tokenizer import ImageTokenizer
 from gq_lightning.training.module import TokenizerTraining
@@ -38,3 +41,17 @@ def convert(tokenizer: ImageTokenizer, quantizer: Quantizer | None = None) -> No
         if isinstance(vae, PosteriorQuantizer) and isinstance(quantizer, PosteriorQuantizer):
             tokenizer.attach(quantizer.with_posterior_of(vae))
     tokenizer.eval()
+
+
+def another_codebook(trained: Quantizer, changes: dict[str, Any], source: str) -> Quantizer:
+    """A Gaussian quantizer like the one of the training, with other arguments of its codebook; `source` is the file named in errors."""
+    if "codebook" not in trained.init_args:
+        raise UserError(f"{source}: a {type(trained).__name__} has no codebook to exchange: leave out --{min(changes)}")
+    if "codebook_size" in changes and trained.init_args.get("exact_divergence"):
+        raise UserError(
+            f"{source}: its divergence is exact for the codebook size it was trained with: leave out --codebook_size, or train again"
+        )
+    try:
+        return type(trained)(**trained.init_args | changes)
+    except (UserError, ValueError) as error:
+        raise UserError(f"{source}: with such a codebook: {error}") from error

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from gq_lightning.construction import public_path
 from gq_lightning.data.loading import Guarded, Loader, collate, heed_only_the_parent
 from gq_lightning.data.order import InTurn, Shuffled
 from gq_lightning.data.pictures.reading import INTERPOLATION
@@ -189,7 +188,7 @@ class ImageDataModule(ResumableDataModule):
         """The evaluation set in plain data, free of machine paths, for results to be compared by."""
         pictures = self._evaluation.pictures
         return {
-            "data": public_path(type(self)).rpartition(".")[2],
+            "data": type(self).__name__,
             "split": pictures.split,
             "images": len(pictures),
             "image_size": self.image_size,

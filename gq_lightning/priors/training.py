@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from gq_lightning.distributed import mean_over_ranks
 from gq_lightning.errors import UserError
 from gq_lightning.priors.counts import counted_bits_per_pixel, uniform_bits_per_pixel
 from gq_lightning.priors.module import Prior
@@ -110,7 +109,8 @@ class PriorTraining(LightningModule):
         return self._measured()
 
     def _measured(self) -> dict[str, float]:
-        pictures, *bits = mean_over_ranks(self._sums.to(self.device)).tolist()
+        of_ranks = torch.as_tensor(self.all_gather(self._sums.to(self.device))).view(-1, len(self._sums))
+        pictures, *bits = of_ranks.sum(0).tolist()
         prior, tokens = self.prior, pictures * self.prior.positions * self.prior.grid[2]
         return {
             "bits_per_pixel": sum(bits) / (pictures * prior.positions * prior.downsampling**2),

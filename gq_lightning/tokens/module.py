@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from gq_lightning.construction import public_path
 from gq_lightning.data.module import ResumableDataModule
 from gq_lightning.data.order import Place
 from gq_lightning.errors import UserError
@@ -90,7 +89,7 @@ class TokenSets(ResumableDataModule):
         """The evaluation set in plain data."""
         tokens = self._evaluation.tokens
         return {
-            "data": public_path(type(self)).rpartition(".")[2],
+            "data": type(self).__name__,
             "split": tokens.header.split,
             "images": len(tokens),
             "preparation": tokens.header.preparation,

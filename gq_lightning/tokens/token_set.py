@@ -174,7 +174,7 @@ def map_shard(path: Path, pictures: int, record: np.dtype) -> np.ndarray:
 def sha256_of(path: Path) -> str:
     """Of a file, in hexadecimal."""
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def read_json(path: Path) -> Any:

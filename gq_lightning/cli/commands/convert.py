@@ -1,14 +1,11 @@
 """SOURCE: Gaussian Quant by hand, to a tokenizer's folder."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
-from gq_lightning.errors import UserError, printable
-
-if TYPE_CHECKING:
-    from gq_lightning.quantizers import Quantizer
+from gq_lightning.errors import printable
 
 
 def run(
@@ -33,7 +30,7 @@ def run(
         seed: another seed of the codebook
         order: tree orders the codewords from coarse to fine, for priors and tokens of fewer bits
     """
-    from gq_lightning.callbacks.gaussian_quant import convert
+    from gq_lightning.callbacks.gaussian_quant import another_codebook, convert
     from gq_lightning.tokenizer import ImageTokenizer
     from gq_lightning.tokenizer.checkpoint import load_checkpoint
     from gq_lightning.tokenizer.folder import CONFIG
@@ -46,18 +43,3 @@ def run(
     tokenizer.save_pretrained(out)
     tokens = f"{tokenizer.tokens_per_position} tokens of {tokenizer.codebook_size} per position"
     print(f"{printable(out)}: {type(tokenizer.backbone).__name__}, {tokens}")
-
-
-def another_codebook(trained: "Quantizer", changes: dict[str, Any], source: str) -> "Quantizer":
-    """A Gaussian quantizer like the one of the training, with another codebook; `source` is the file named in errors."""
-    from gq_lightning.construction import build, describe
-    from gq_lightning.quantizers import Quantizer
-
-    description = describe(trained)
-    if "codebook" not in description["init_args"]:
-        raise UserError(f"{source}: a {type(trained).__name__} has no codebook to exchange: leave out --{min(changes)}")
-    if "codebook_size" in changes and description["init_args"].get("exact_divergence"):
-        raise UserError(
-            f"{source}: its divergence is exact for the codebook size it was trained with: leave out --codebook_size, or train again"
-        )
-    return build(Quantizer, description | {"init_args": description["init_args"] | changes}, source)  # type: ignore[type-abstract]
