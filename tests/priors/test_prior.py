@@ -241,12 +241,24 @@ def test_files(tmp_path: Path) -> None:
         ({"tokenizer": "0" * 64}, "was recorded, but what it describes"),
         ({"width": 20}, "do not fit the prior|cannot build"),
         ({"grid": [4, 4, 1]}, "do not fit"),
+        ({"grid": [2, 2]}, "cannot build"),
+        ({"grid": [2**40, 2**20, 1]}, "its .* weights take"),
+        ({"grid": [2**13, 2**13, 1]}, "do not fit"),
+        ({"layers": 10**9}, "blocks are more than 1000"),
+        ({"codebook_size": 0}, "codebook_size 0 is not positive"),
+        ({"hidden": 0}, "hidden 0 is not positive"),
+        ({"classes": [{"class_path": "subprocess.Popen"}]}, "cannot build"),
     ):
         changed = json.loads(json.dumps(config))
         changed["prior"]["init_args"] |= change
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=words):
             Prior.from_pretrained(tmp_path)
+    spoiled = make("halves")
+    spoiled.logits.data[0, 0, 0] = math.nan
+    spoiled.save_pretrained(tmp_path / "spoiled")
+    with pytest.raises(UserError, match="config.json: logits holds values that are not finite"):
+        Prior.from_pretrained(tmp_path / "spoiled")
     config["prior"]["class_path"] = "subprocess.Popen"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="cannot build|not a class of gq_lightning"):

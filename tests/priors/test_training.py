@@ -128,8 +128,49 @@ def test_resumed_it_is_the_training_that_never_stopped(run: Path, folder: Path, 
     assert "the checkpoint's prior has other" in capfd.readouterr().err
 
 
+def test_what_is_asked_for_wins_over_what_a_checkpoint_holds(run: Path, folder: Path) -> None:
+    """And averages of the weights, which the config asks for, may go."""
+    more = ["--model.learning_rate=5e-4", "--model.weight_decay=0.2", "--model.betas=[0.5,0.6]", "--ema_decay=null"]
+    accumulated = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=12"]
+    assert fit(folder, "more", f"--ckpt_path={run}/checkpoints/last.ckpt", *more, *accumulated) == 0
+    last = torch.load(folder / "runs/more/checkpoints/last.ckpt", weights_only=True)
+    groups = last["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.2, 0.0] and {group["betas"] for group in groups} == {(0.5, 0.6)}
+    assert [group["lr"] for group in groups] == pytest.approx([5e-4 * 0.01 * 13 / 201] * 2), "cosine over the twelve steps of now"
+    assert last["global_step"] == 12 and "current_model_state" not in last
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--optimizer=Adam", "optimizer: "),
+        ("--trainer.overfit_batches=1", "trainer.overfit_batches: 1: set trainer.limit_train_batches"),
+        ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches: 0: give 1 or more"),
+        ("--checkpoint.train_time_interval=0:1:0", "checkpoint.train_time_interval: val/bits_per_pixel is not measured then"),
+        ("--checkpoint.dirpath=elsewhere", "checkpoint.dirpath: "),
+        ("--model.label_dropout=1", "model.label_dropout 1"),
+        ("--ckpt_path=nowhere.ckpt", "nowhere.ckpt: no such checkpoint"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(option: str, words: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert fit(folder, "refused", "--trainer.max_steps=2", option) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error, error
+    assert not (folder / "runs/refused").exists()
+
+
+def test_it_says_what_it_will_be(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ten validations where no interval is asked for, and steps of accumulated batches."""
+    options = ["--trainer.max_steps=10", "--trainer.val_check_interval=null", "--trainer.accumulate_grad_batches=2"]
+    assert fit(folder, "said", *options) == 0
+    words = [record.getMessage() for record in caplog.records]
+    assert f"{folder}/runs/said: 10 steps of 16 pictures, training on 48 of them, validating on 4" in words
+    events = EventAccumulator(str(folder / "runs/said")).Reload()
+    assert [event.step for event in events.Scalars("val/bits_per_pixel")] == list(range(10))
+
+
 def test_generate(run: Path, folder: Path, tmp_path: Path) -> None:
-    arguments = ["generate", "--prior", str(run / "prior"), "--count", "5", "--cfg", "2", "--top_p", "0.9", "--seed", "3"]
+    arguments = ["generate", "--prior", str(run), "--count", "5", "--cfg", "2", "--top_p", "0.9", "--seed", "3"]
     assert main([*arguments, "--out", str(tmp_path / "a")]) == 0
     assert main([*arguments, "--out", str(tmp_path / "b"), "--batch_size", "2", "--tokenizer", str(folder / "tokenizer")]) == 0
     names = [f"{number:06d}.png" for number in range(5)]
