@@ -263,7 +263,7 @@ def test_tools_name_the_missing_file(tmp_path: Path, capfd: pytest.CaptureFixtur
         assert str(tmp_path) in capfd.readouterr().err
     (tmp_path / "no.ckpt").write_bytes(b"something else")
     assert main(["convert", str(tmp_path / "no.ckpt"), "--out", str(tmp_path / "out")]) == 2
-    assert "not a checkpoint" in capfd.readouterr().err
+    assert "no checkpoint" in capfd.readouterr().err
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

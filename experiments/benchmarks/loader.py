@@ -84,11 +84,12 @@ def forms(root: Path) -> dict[str, Callable[[], Any]]:
         module = ImageNet(str(root), image_size=IMAGE_SIZE, batch_size=BATCH_SIZE, workers=workers)
         loader = module.train_dataloader()
         if workers == 0:
-            write_shards(root / "train", root / "shards", broken="unchecked", workers=0)
+            for split in ("train", "val"):
+                write_shards(root / split, root / "shards", split=split, broken="unchecked", workers=0)
             sets = {
                 "item": module.training_set(),
                 "fast": ImageNet(str(root), crop="fast", image_size=IMAGE_SIZE).training_set(),
-                "shards": Shards(str(root / "shards"), validation="train-*.tar", image_size=IMAGE_SIZE).training_set(),
+                "shards": Shards(str(root / "shards"), image_size=IMAGE_SIZE).training_set(),
             }
             for name, pictures in sets.items():
                 found[name] = lambda pictures=pictures: [pictures[index] for index in range(len(pictures))]

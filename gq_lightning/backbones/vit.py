@@ -43,7 +43,9 @@ class Transformer(nn.Module):
         from timm.models.vision_transformer import Block  # all of timm comes with it, which a UNet need not wait for
 
         super().__init__()
-        self.position_embedding = nn.Parameter(width**-0.5 * torch.randn(positions, width))
+        self.position_embedding = nn.Parameter(torch.empty(positions, width))
+        if not self.position_embedding.is_meta:  # where weights are loaded, nothing is drawn: it would import half of torch's compiler
+            nn.init.normal_(self.position_embedding, std=width**-0.5)
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)

@@ -47,11 +47,11 @@ def evaluate(
         batch = batch.to(tokenizer.device)
         result = tokenizer.reconstruct(batch)
         metrics.update(batch, result.images, result.tokens, result.gaussian, result.bits)
-    values = metrics.compute() | {"evaluation_seconds": round(time.perf_counter() - begin, 2)}
-    if not values.get("images"):
+    values = metrics.compute()
+    if not values:
         raise UserError("no image to evaluate: the data's evaluation set is empty, or none of it can be read, as the warnings say")
     tokenizer.train(training)
-    return values, metrics.protocol()
+    return values | {"evaluation_seconds": round(time.perf_counter() - begin, 2)}, metrics.protocol()
 
 
 def write_metrics(path: Path, values: Mapping[str, Any], protocol: Mapping[str, Any], data: Mapping[str, Any], **facts: Any) -> None:

@@ -1,12 +1,13 @@
 """ReconstructionMetrics: what a receiver of the tokens sees, measured over all images and processes (arXiv 2512.06609, section 5)."""
 
 import dataclasses
+import warnings
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MetricCollection, SumMetric
 
 from gq_lightning.metrics.base import Metric, Number
 from gq_lightning.metrics.bits import Bits
@@ -53,6 +54,7 @@ class ReconstructionMetrics(nn.Module):
             chosen = [metric(quantizer) for metric in every if costly or not metric.costly]
             return MetricCollection(chosen, prefix=prefix, compute_groups=False)
 
+        self.images = SumMetric()
         self.of_tokens = collection(METRICS, costly)
         gaussian = [metric for metric in METRICS if metric.of_images] if isinstance(quantizer, PosteriorQuantizer) else []
         self.of_gaussian = collection(gaussian, costly and gaussian_costly, GAUSSIAN)
@@ -70,6 +72,7 @@ class ReconstructionMetrics(nn.Module):
         Raises:
             UserError: a token is not in [0, codebook_size).
         """
+        self.images.update(len(images))
         if not len(images):
             return
         with torch.autocast(images.device.type, enabled=False):
@@ -79,8 +82,15 @@ class ReconstructionMetrics(nn.Module):
                 self.of_gaussian.update(originals=originals, images=_to_255(gaussian))
 
     def compute(self) -> dict[str, float | int]:
-        """The metrics of all images of all processes, as plain numbers by name; what was not or cannot be measured is left out."""
-        return self.of_tokens.compute() | self.of_gaussian.compute()
+        """The metrics of all images of all processes, as plain numbers by name; what was not or cannot be measured is left out.
+
+        Nothing of no image.
+        """
+        self.images.update(0)
+        with warnings.catch_warnings():
+            # a process may have had no image, while others had
+            warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
+            return self.of_tokens.compute() | self.of_gaussian.compute() if self.images.compute() else {}
 
     def protocol(self) -> dict[str, Any]:
         """How the numbers are measured, for JSON."""

@@ -54,7 +54,7 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
 def check_codebook(size: int, dimensions: int) -> None:
     """Raises UserError unless there are 2 codewords or more, of one value or more, and 2^27 values at most (0.5 GB, seconds to draw)."""
     if size < 2 or dimensions < 1:
-        raise UserError(f"codebook_size must be at least 2 and the group size at least 1, not {size} and {dimensions}")
+        raise UserError(f"codebook_size must be at least 2 and group_size at least 1, not {size} and {dimensions}")
     if size * dimensions > MOST_VALUES:
         raise UserError(f"codebook_size: {size} codewords of {dimensions} are more than 2^27 values: use a smaller codebook")
 

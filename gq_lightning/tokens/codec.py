@@ -153,9 +153,9 @@ def encode_pictures(
         token_file = TokenFile(tokens, height, width, done, fingerprint, tokenizer.codebook_size, tokenizer.downsampling)
         write_tokens(target, token_file, prior)
         written.append(target)
-        size = target.stat().st_size
+        stored = target.stat().st_size
         rate = f"{tokens.numel()} tokens, {token_file.bits:.0f} bits, {token_file.bits_per_pixel:.4f} bits per pixel"
-        rate = f"{rate}, a file of {size} bytes, {8 * size / (height * width):.4f}"
+        rate = f"{rate}, a file of {stored} bytes, {8 * stored / (height * width):.4f}"
         console.print(printable(f"{path}: {done}, {rate}"))
     if broken:
         errors.print(f"{broken} of {len(targets)} pictures were broken and skipped")

@@ -163,7 +163,7 @@ class TokenizerTraining(LightningModule):
         assert self.metrics is not None
         values, self.metrics = self.metrics.compute(), None
         prefix = "test" if self.trainer.testing else "val"
-        if not values.get("images"):  # said by all ranks at once
+        if not values:  # said by all ranks at once
             raise UserError("none of the evaluation set's pictures can be read, as the warnings say: mend them, or evaluate others")
         # all ranks have computed the same values; sync_dist says so to Lightning
         self.log_dict({f"{prefix}/{name}": float(value) for name, value in values.items()}, sync_dist=True)

@@ -59,7 +59,7 @@ class Recorder:
     def __init__(self) -> None:
         self.images: list[Tensor] = []
 
-    def encode(self, images: Tensor, deterministic: bool = False, tile: int | None = None) -> Tensor:
+    def encode(self, images: Tensor, *options: object) -> Tensor:
         self.images += images
         return torch.zeros(len(images), images.shape[2] // 8, images.shape[3] // 8, 1, dtype=torch.int64)
 
@@ -73,12 +73,15 @@ def test_every_way_in_gives_the_same_tensors(tmp_path: Path, monkeypatch: pytest
     for width, height in SIZES:
         written[f"{width}x{height}.png"] = picture(width, height)
         written[f"{width}x{height}.png"].save(folder / f"{width}x{height}.png")
+    other = tmp_path / "other"
+    other.mkdir()
+    picture(40, 50).save(other / "other.png")
     write_shards(folder, tmp_path, split="val", workers=0)
     sets: dict[str, Any] = {
         "folder": ImageFolder(str(folder), str(folder), image_size=SIZE).evaluation_set(),
         "imagenet": ImageNet(str(tmp_path), image_size=SIZE).evaluation_set(),
         "shards": Shards(str(tmp_path), training="val-*.tar", validation="val-*.tar", image_size=SIZE).evaluation_set(),
-        "center": ImageFolder(str(folder), str(folder), image_size=SIZE, crop="center").training_set(),
+        "center": ImageFolder(str(folder), str(other), image_size=SIZE, crop="center").training_set(),
     }
     seen = {way: {pictures.name(index): pictures[index] for index in range(len(pictures))} for way, pictures in sets.items()}
 

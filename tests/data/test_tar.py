@@ -3,6 +3,7 @@
 import io
 import os
 import posixpath
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -178,7 +179,7 @@ NAMES = (
 @pytest.mark.parametrize("alone", [True, False])
 @given(st.text("a.%25E0/\n", max_size=12))
 def test_names_in_archives_are_had_back(alone: bool, more: str) -> None:
-    for name in (*NAMES, f"x{more}y.png".replace("/.", "/a").replace("//", "/")):
+    for name in (*NAMES, re.sub("/+", "/", f"x{more}y.png").replace("/.", "/a")):
         assert picture_name(member_name(name, alone)) == name
         assert not set(member_name(name, alone)) & set(map(chr, range(32)))
         assert posixpath.basename(member_name(name, alone)).count(".") == 1

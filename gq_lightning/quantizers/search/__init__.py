@@ -81,7 +81,6 @@ _library.impl("best_codewords", _search, "CompositeExplicitAutograd")
 torch.library.register_fake("gq_lightning::best_codewords", lambda mean, *_: mean.new_empty(len(mean), dtype=torch.int64), lib=_library)
 
 
-@torch.compiler.disable
 @torch.no_grad()
 def k_best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, k: int, prior_weight: float = 1.0) -> Tensor:
     """The indices of the k highest scores for each posterior, best first, and so `best_codewords` before all; ties in order of index.
