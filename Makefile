@@ -29,7 +29,7 @@ demo: weights  ## train, convert and measure on photographs that ship with sciki
 DEMO_TOKENIZER = $(if $(wildcard runs/demo/tokenizer),runs/demo/tokenizer,runs/demo_short/tokenizer)
 DEMO_SHORT := --name demo_short --overwrite true --trainer.max_steps 500 --trainer.val_check_interval 500 --export.rfid false
 
-demo-prior: weights  ## from pictures to new pictures: a tokenizer (the demo's, or a short one), token sets, a prior, samples: under 10 minutes
+demo-prior: weights  ## from pictures to new pictures: a tokenizer (the demo's, or a short one), token sets, a prior, samples
 	$(if $(wildcard runs/demo/tokenizer),@echo "the tokenizer of make demo",$(RUN) -m gq_lightning fit --config configs/demo.yaml $(DEMO_SHORT))
 	$(RUN) -m gq_lightning convert $(DEMO_TOKENIZER) --order tree --out runs/demo_ordered
 	rm -rf runs/demo_tokens runs/demo_pictures

@@ -21,10 +21,11 @@ from gq_lightning.cli.main import TRAINING, main, tools
 from gq_lightning.cli.signature import parse, parser_of
 from gq_lightning.cli.training import CommandLine
 from gq_lightning.priors import Prior
+from gq_lightning.quantizers import GaussianQuantizer
 
 # of each command: a call that works, and of each option a value that works (None: a switch) and values that do not
 NUMBER = ["0", "-1", "x", "1.5", "99999999999999999999", ""]
-ONLY_PARSED = {"rfid"}  # measured elsewhere
+ONLY_PARSED = {"rfid", "refine_lpips"}  # measured elsewhere
 DEVICE = ("cpu", ["foo", "cuda:99", "meta", ""])
 THREADS = ("1", NUMBER)
 TOKENIZER = ("{tokenizer}", ["{none}", "{picture}", "{pictures}", ""])
@@ -67,6 +68,9 @@ CALLS: dict[str, tuple[list[str], dict[str, tuple[str | None, list[str]]]]] = {
             "deterministic": SWITCH,
             "tile": TILE,
             "skip_broken": SWITCH,
+            "bits": ("4 --tokenizer={tree}", [*NUMBER, "4"]),
+            "refine": ("1", [number for number in NUMBER if number not in ("0", "99999999999999999999")]),
+            "refine_lpips": ("0.1 --refine=1", [*(f"{weight} --refine=1" for weight in ("0", "-1", "x", "nan", "inf")), "0.1"]),
             "device": DEVICE,
             "threads": THREADS,
         },
@@ -117,6 +121,7 @@ CALLS: dict[str, tuple[list[str], dict[str, tuple[str | None, list[str]]]]] = {
             "config": ("{config}", ["{none}.yaml", "{picture}", "{pictures}", "configs/backbone/vit.yaml", ""]),
         },
     ),
+    "models": ([], {}),
     "shard": (
         ["{pictures}", "--out={new}", "--workers=0"],
         {
@@ -136,7 +141,7 @@ CALLS: dict[str, tuple[list[str], dict[str, tuple[str | None, list[str]]]]] = {
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("commands")
     found = {name: root / name for name in ("tokenizer", "pictures", "empty", "none")}
-    found |= {"picture": root / "pictures/a.png", "tokens": root / "a.png.tokens.safetensors", "checkpoint": root / "last.ckpt"}
+    found |= {"picture": root / "pictures/a.png", "tokens": root / "a.png.tokens", "checkpoint": root / "last.ckpt"}
     found["pictures"].mkdir()
     found["empty"].mkdir()
     (root / "authors").mkdir()
@@ -148,6 +153,9 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     prior.save_pretrained(root / "prior")
     training.tokenizer.save_pretrained(root / "prior/tokenizer")
     found["prior"] = root / "prior"
+    found["tree"] = root / "tree"
+    order = GaussianQuantizer(16, latent_channels=4, codebook_size=256, order="tree")
+    small_training("unet", order).tokenizer.eval().save_pretrained(found["tree"])
     found["authors"], found["config"] = write(root / "authors", "unet")
     assert main(["encode", f"--tokenizer={found['tokenizer']}", str(found["picture"]), f"--out={root}"]) == 0
     return found
@@ -209,6 +217,7 @@ def test_unknown_and_missing_arguments(command: str, capfd: pytest.CaptureFixtur
         assert f"python -m gq_lightning {command} --help" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["encode", "shard"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_ctrl_c(command: str, workers: int, paths: dict[str, Any], tmp_path: Path) -> None:

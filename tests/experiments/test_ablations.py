@@ -29,6 +29,7 @@ def photographs(folder: Path) -> None:
                 picture.convert("RGB").crop((left, top, left + 64, top + 64)).save(folder / split / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_the_prior_weight_for_real(tmp_path: Path) -> None:
     """A VAE of 20 steps, converted again and measured, from the command line to a table, curves, trajectories and a histogram."""
     photographs(tmp_path / "pictures")

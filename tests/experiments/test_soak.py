@@ -17,9 +17,7 @@ from killed import Life, descendants, difference
 from soak import Files, verdict
 
 
-@pytest.mark.parametrize(
-    ("kills", "ranks"), [(1, 1), pytest.param(4, 1, marks=pytest.mark.slow), pytest.param(3, 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("kills", "ranks"), [pytest.param(4, 1, marks=pytest.mark.slow), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_a_short_soak(kills: int, ranks: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "soak.json"
     soak.main(["--kills", str(kills), "--ranks", str(ranks), "--seed", str(os.getpid()), "--out", str(out)])

@@ -1,9 +1,12 @@
 """Pictures to token files."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from gq_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +51,8 @@ def run(
     from gq_lightning.tokens.codec import encode_pictures
 
     loaded = load_tokenizer(tokenizer, device, threads)
+    if refine_lpips is not None and not (refine and math.isfinite(refine_lpips)):
+        raise UserError(f"--refine_lpips {refine_lpips}: give a positive number together with --refine, or leave it out")
     distance = _squared_error_and_lpips(refine_lpips) if refine_lpips else None
     encode_pictures(loaded, images, out, fit, size, deterministic, tile, skip_broken, bits=bits, refine=refine, distance=distance)
 
