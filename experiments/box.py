@@ -34,7 +34,7 @@ tags: [image-tokenizer, vector-quantization, gaussian-quant]
 
 # {name}
 
-{bits} bits for every 8x8 pixels, {bits_per_pixel:g} bits per pixel, {parameters:.2f} M parameters, pictures of any size.
+{bits:g} bits for every 8x8 pixels, {bits_per_pixel:g} bits per pixel, {parameters:.2f} M parameters, pictures of any size.
 
 ```python
 from gq_lightning import ImageTokenizer

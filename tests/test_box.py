@@ -76,7 +76,7 @@ def test_what_is_in_the_box(name: str) -> None:
     assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS, "README.md", "measured.json", "examples.jpg"}
     tokenizer = ImageTokenizer.from_pretrained(name)
     assert tokenizer.fingerprint == numbers["fingerprint"]
-    assert name.endswith(f"-{tokenizer.quantizer.bits_per_position}")
+    assert name.endswith(f"-{tokenizer.quantizer.bits_per_position:g}")
     images = torch.rand(1, 3, 40, 56) * 2 - 1
     tokens = tokenizer.encode(images)
     assert tokenizer.decode(tokens).shape == images.shape
