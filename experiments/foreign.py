@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from skimage import data
 from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from gq_lightning import ImageTokenizer
+from gq_lightning.metrics.psnr import CAP
 from looks import COLOURS, LINES, plain, save
 from running import write_json
 
@@ -63,8 +65,8 @@ def foreign(size: int, photographs: Path | None) -> dict[str, Tensor]:
 
 def psnr(first: Tensor, second: Tensor) -> float:
     """Mean over images (B, 3, H, W) in [-1, 1] of each one's PSNR, dB, at most 100."""
-    errors = (first - second).square().mean(dim=(1, 2, 3)) / 4
-    return float((-10 * errors.clamp(min=1e-10).log10()).mean())
+    each = peak_signal_noise_ratio(first, second, data_range=2.0, dim=(1, 2, 3), reduction="none")
+    return float(each.clamp(max=CAP).mean())
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Every method on both backbones, from training to the folder that a user loads."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -58,8 +59,14 @@ class Losses(pl.Callback):
         self.values.append(float(trainer.callback_metrics["loss/reconstruction"]))
 
 
-@pytest.mark.parametrize("backbone", ["vit", "unet"])
-@pytest.mark.parametrize("method", quantizers())
+def pairs(*quick: tuple[str, str]) -> list[Any]:
+    """Every method on both backbones, of which all but these take too long together for the quick tests."""
+    every = [(method, backbone) for backbone in ("vit", "unet") for method in quantizers()]
+    return [pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow) for pair in every]
+
+
+# what the others do in a few steps is in the golden trajectories
+@pytest.mark.parametrize(("method", "backbone"), pairs(("gq", "unet"), ("vq", "unet"), *((method, "vit") for method in quantizers())))
 def test_it_trains_and_its_tokens_survive(method: str, backbone: str, tmp_path: Path) -> None:
     training = small_training(backbone, quantizers()[method], learning_rate=2e-3)
     tokenizer = training.tokenizer
@@ -90,13 +97,7 @@ def test_it_trains_and_its_tokens_survive(method: str, backbone: str, tmp_path: 
     assert torch.equal(again.decode(tokens), tokenizer.decode(tokens))
 
 
-SLOW = pytest.mark.slow  # tracing a UNet takes ten seconds
-COMPILED = [(method, "vit") for method in quantizers()] + [
-    pytest.param(method, "unet", marks=() if method == "gq" else SLOW) for method in quantizers()
-]
-
-
-@pytest.mark.parametrize(("method", "backbone"), COMPILED)
+@pytest.mark.parametrize(("method", "backbone"), pairs(("gq", "unet"), ("gq", "vit"), ("vq", "vit")))
 def test_compiled_it_gives_the_same_tokens(method: str, backbone: str) -> None:
     """Traced by dynamo, executed without a compiler: what `torch.compile` may change are graphs, not tokens."""
     torch.compiler.reset()

@@ -21,7 +21,10 @@ from gq_lightning.errors import UserError
 
 
 class PositionNorm(nn.LayerNorm):
-    """Layer normalisation of the channels at each position, (B, C, h, w) to the same shape: what a picture's size cannot change."""
+    """Layer normalisation of the channels at each position, (B, C, h, w) to the same shape: what a picture's size cannot change.
+
+    It is timm's LayerNorm2d, which takes longer to import than torch.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
@@ -137,22 +140,21 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) to features (B, features, H / downsampling, W / downsampling). `widths` go from fine to coarse."""
+    """Images (B, pixels, H, W) to features (B, features, H / 2**(levels - 1), W / 2**(levels - 1)). `widths` go from fine to coarse."""
 
     def __init__(
         self,
+        pixels: int,
         features: int,
-        channels: int,
         widths: list[int],
         attention: list[bool],
         blocks: int,
         groups: int,
         gradient_checkpointing: bool,
-        pixel_unshuffle: int,
+        channels: int,
     ) -> None:
         super().__init__()
-        self.pixel_unshuffle = pixel_unshuffle
-        self.conv_in = nn.Conv2d(3 * pixel_unshuffle**2, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(pixels, channels, 3, padding=1)
         self.levels = nn.ModuleList()
         for index, (before, after) in enumerate(pairwise([channels, *widths])):
             coarsest = index == len(widths) - 1
@@ -163,7 +165,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], features, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv_in(F.pixel_unshuffle(images, self.pixel_unshuffle))
+        x = self.conv_in(images)
         for level in self.levels:
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.middle(x))))
@@ -174,16 +176,15 @@ class Decoder(nn.Module):
 
     def __init__(
         self,
+        pixels: int,
         latents: int,
         widths: list[int],
         attention: list[bool],
         blocks: int,
         groups: int,
         gradient_checkpointing: bool,
-        pixel_unshuffle: int,
     ) -> None:
         super().__init__()
-        self.pixel_unshuffle = pixel_unshuffle
         self.conv_in = nn.Conv2d(latents, widths[0], 3, padding=1)
         self.middle = Level(widths[0], widths[0], 2, False, groups, nn.Identity(), gradient_checkpointing)
         self.levels = nn.ModuleList()
@@ -192,13 +193,13 @@ class Decoder(nn.Module):
             resample = nn.Identity() if finest else Upsample(after)
             self.levels.append(Level(before, after, blocks + 1, attention[index], groups, resample, gradient_checkpointing))
         self.norm_out = normalization(widths[-1], groups)
-        self.conv_out = nn.Conv2d(widths[-1], 3 * pixel_unshuffle**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], pixels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.middle(self.conv_in(latents))
         for level in self.levels:
             x = level(x)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.pixel_unshuffle)
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class UNet(Backbone):
@@ -222,7 +223,7 @@ class UNet(Backbone):
             each position by itself, so that a part of a picture is seen alike whatever surrounds it.
         gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
         pixel_unshuffle: side of the squares of pixels that are one position of the finest level, on the way in and out. With 2 there is no
-            level at full resolution, which costs as much as each of the others and has the least to say.
+            level at full resolution, where a channel costs the most.
 
     Raises:
         UserError: a width is not a multiple of `norm_groups`, there is no level or no block, a size is not a multiple of
@@ -266,20 +267,18 @@ class UNet(Backbone):
         self.downsampling = pixel_unshuffle * 2 ** (len(widths) - 1)
         check_multiple(image_size, image_size, self.downsampling)
         attention = [image_size // (pixel_unshuffle * 2**index) in attention_resolutions for index in range(len(widths))]
-        self.encoder: Encoder = Encoder(
-            encoder_channels, channels, widths, attention, blocks, norm_groups, gradient_checkpointing, pixel_unshuffle
-        )
-        self.decoder: Decoder = Decoder(
-            latent_channels, widths[::-1], attention[::-1], blocks, norm_groups, gradient_checkpointing, pixel_unshuffle
-        )
+        self.pixel_unshuffle, pixels = pixel_unshuffle, 3 * pixel_unshuffle**2
+        common = (blocks, norm_groups, gradient_checkpointing)
+        self.encoder: Encoder = Encoder(pixels, encoder_channels, widths, attention, *common, channels)
+        self.decoder: Decoder = Decoder(pixels, latent_channels, widths[::-1], attention[::-1], *common)
         initialize(self)
 
     def encode(self, images: Tensor) -> Tensor:
         check_multiple(images.shape[-2], images.shape[-1], self.downsampling)
-        return self.encoder(images)
+        return self.encoder(F.pixel_unshuffle(images, self.pixel_unshuffle))
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(latents)
+        return F.pixel_shuffle(self.decoder(latents), self.pixel_unshuffle)
 
     @property
     def last_layer(self) -> nn.Parameter:

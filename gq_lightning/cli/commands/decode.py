@@ -18,7 +18,7 @@ def run(
 
     Args:
         tokens: token files or folders of them
-        tokenizer: tokenizer's folder, or owner/repository on the hub
+        tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         out: folder of the pictures
         tile: see large pictures in overlapping tiles of this side, in pixels, to bound memory
         any_tokenizer: accept tokens that another tokenizer made

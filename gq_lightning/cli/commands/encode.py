@@ -33,7 +33,7 @@ def run(
 
     Args:
         images: pictures or folders of them
-        tokenizer: tokenizer's folder, or owner/repository on the hub
+        tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         out: folder of the token files
         fit: pad: keep the size, pad to the grid, cut back on decoding; resize: shorter side to --size and centre crop; crop: centre crop to
             the grid

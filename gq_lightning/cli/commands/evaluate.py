@@ -24,7 +24,7 @@ def run(
     """Metrics of a tokenizer on a folder of images: shorter side to --size, centre crop.
 
     Args:
-        tokenizer: tokenizer's folder, or owner/repository on the hub
+        tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         data: folder of images, searched recursively
         out: file to write
         size: image size in pixels; by default the backbone's own, else 256
