@@ -77,10 +77,10 @@ drill: $(READY)  ## as root: train on two nodes, which are network namespaces, a
 fuzz: $(READY)  ## thousands of damaged and forged files: each is read as it was or refused by one line; three minutes [SEED=n]
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) tests/fuzz/fuzz.py --minutes 3 $(if $(SEED),--seed $(SEED))
 
-test: weights  ## the tests, with coverage: about 8 minutes on two cores
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term
+test: weights  ## the tests: about 8 minutes on two cores
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --durations 20
 
-test-all: weights  ## all tests, those that take minutes too
+test-all: weights  ## all tests, those that take minutes too, with coverage
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 lint: $(READY)  ## ruff and mypy

@@ -225,6 +225,7 @@ def test_the_trainers_own_settings_are_refused(key: str, instead: str, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
     """Each optimizer's gradients are averaged over the ranks: generators and discriminators stay equal; none is reported unused."""
     configs = ("base.yaml", "backbone/vit_small.yaml", "data/photographs.yaml", "scale/smoke.yaml", "machine/cpu.yaml")

@@ -291,7 +291,7 @@ def test_missing_weights_name_the_command(run: Path, tmp_path: Path) -> None:
     assert str(tmp_path / "empty") in error
 
 
-@pytest.mark.parametrize("backbone", ["vit_small", "unet_small"])
+@pytest.mark.parametrize("backbone", ["vit_small", pytest.param("unet_small", marks=pytest.mark.slow)])
 def test_bfloat16_and_plain_gaussian_vae(backbone: str, tmp_path: Path) -> None:
     """Mixed precision trains both backbones; fixed multipliers stay 1."""
     small = ["--model.backbone.init_args.width=32", "--model.backbone.init_args.layers=1"] if backbone == "vit_small" else []

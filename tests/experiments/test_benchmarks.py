@@ -43,6 +43,7 @@ def test_the_loader_is_compared_with_its_decoder(tmp_path: Path, monkeypatch: py
     assert min(rates["half"]["median"], rates["decode"]["median"]) > rates["item"]["median"] > 1
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     call = [sys.executable, str(ROOT / "experiments/benchmarks/step.py"), "--out", str(out), "--scale", "demo", "--backbone", "vit"]
