@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from gq_lightning.tokenizer import ImageTokenizer
     from gq_lightning.tokens.token_file import TokenFile, read_tokens, write_tokens
 
-# pyproject.toml reads it here
+# pyproject.toml reads the version from here
 __version__ = "0.1.0"
 __all__ = ["ImageTokenizer", "TokenFile", "UserError", "__version__", "read_tokens", "write_tokens"]
 
 
 def __getattr__(name: str) -> object:
-    # torch is imported with the first of them: a command's --help needs neither
+    # importing these imports torch, which --help does not need
     if name == "ImageTokenizer":
         from gq_lightning.tokenizer import ImageTokenizer
 

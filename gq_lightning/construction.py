@@ -1,8 +1,8 @@
-"""Objects that remember the arguments they were built with, so that a tokenizer or a prior can be written down and rebuilt.
+"""Objects that remember their constructor arguments, so that a tokenizer or a prior can be saved and rebuilt.
 
-`describe` gives ``{"class_path": ..., "init_args": {...}}``, the form that LightningCLI's YAML files have, and `build` reads it back.
-A config runs what its user wants; a saved tokenizer is a file of others. So `build` takes a small part of what LightningCLI takes from
-configs: plain values for classes that are known.
+`describe` returns ``{"class_path": ..., "init_args": {...}}``, the form of LightningCLI's YAML files, and `build` reads it back.
+A config comes from its user, but a saved tokenizer may come from anyone. So `build` accepts only a small part of what LightningCLI
+accepts: plain values for known classes.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import torch
 from gq_lightning.errors import UserError
 
 T = TypeVar("T")
-# no argument of a tokenizer is as large as this number
+# every number in a description must be smaller
 LARGEST = 2**63
 MOST_BLOCKS = 1000
 
@@ -30,9 +30,9 @@ class Recorded:
     """Mixin that keeps the constructor's arguments, defaults included, in `init_args`.
 
     Attributes:
-        training_arguments: names of those that shape the training alone: they have no part in `identity`.
-        later_arguments: those that a version after the first one added, each with the value that means what versions before did. At that
-            value it has no part in `identity`, so that a new argument leaves every earlier tokenizer what it was.
+        training_arguments: names of the arguments that affect training only. `identity` leaves them out.
+        later_arguments: arguments added after the first release, each with the value that reproduces the earlier behaviour. `identity`
+            leaves out an argument that has this value, so a new argument does not change the identity of earlier tokenizers.
     """
 
     init_args: dict[str, Any]
@@ -48,7 +48,7 @@ class Recorded:
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Plain data, equal for two objects whose like arguments give the same tokens and pictures from the same weights."""
+        """Plain data, equal for two objects that give the same tokens and images from the same weights."""
         described = describe(self)
         arguments = {
             name: value.identity() if isinstance(value, Recorded) else described["init_args"][name]
@@ -59,7 +59,7 @@ class Recorded:
 
 
 def describe(thing: Recorded) -> dict[str, Any]:
-    """Plain data (JSON's types) from which `build` makes an equal object; recorded objects nest."""
+    """Plain data (JSON types) from which `build` makes an equal object; recorded objects nest."""
     arguments = {
         name: describe(value) if isinstance(value, Recorded) else list(value) if isinstance(value, tuple) else value
         for name, value in thing.init_args.items()
@@ -68,7 +68,7 @@ def describe(thing: Recorded) -> dict[str, Any]:
 
 
 def public_path(cls: type) -> str:
-    """``package.subpackage.Class`` where a package exports it, the outermost first, so that files survive a move of the module."""
+    """The path of a class in the outermost package that exports it, so that saved files survive a move of its module."""
     parts = cls.__module__.split(".")
     for length in range(2, len(parts)):
         package = ".".join(parts[:length])
@@ -78,27 +78,27 @@ def public_path(cls: type) -> str:
 
 
 def build(base: type[T], description: Any, source: str) -> T:
-    """The object that `describe` described. Nothing is imported, and no class is built but those that are named here.
+    """Builds the object that `describe` described. It imports no module and instantiates only the classes that the description names.
 
     Args:
-        base: the class, abstract or not, that it must be an instance of.
-        description: ``{"class_path": ..., "init_args": {...}}``. The class is one of this package, or one that the caller has imported. The
-            arguments are numbers, strings, booleans, null, and lists of these, each of its parameter's type; where a parameter takes a
-            recorded object, such a description.
-        source: the file named in errors.
+        base: the class, possibly abstract, that the object must be an instance of.
+        description: ``{"class_path": ..., "init_args": {...}}``. The class belongs to this package, or the caller has imported it. The
+            arguments are numbers, strings, booleans, null, and lists of these, each of its parameter's type. A parameter that takes a
+            recorded object takes a nested description.
+        source: the file that errors name.
 
     Raises:
-        UserError: the description is of another form, its class is no such `base`, or its arguments do not fit.
+        UserError: the description has another form, its class is not a `base`, or its arguments do not fit.
     """
     fields = description if isinstance(description, dict) else {}
     path, arguments = fields.get("class_path"), fields.get("init_args", {})
     if not isinstance(path, str) or not isinstance(arguments, dict) or not fields.keys() <= {"class_path", "init_args"}:
-        raise UserError(f"{source}: describes no {base.__name__}: give class_path, a string, and init_args, an object, and nothing else")
+        raise UserError(f"{source}: not a description of a {base.__name__}: give class_path, a string, and init_args, an object, alone")
     named = [cls for cls in _with_subclasses(base) if cls.__name__ == path.rpartition(".")[2] and not inspect.isabstract(cls)]
     known = [cls for cls in named if path in (public_path(cls), _path(cls))]
     if not known:
         raise UserError(
-            f"{source}: class_path: {path!r:.100} is not a class of gq_lightning that is a {base.__name__}, nor an imported one: "
+            f"{source}: class_path: {path!r:.100} is neither a {base.__name__} of gq_lightning nor an imported one: "
             "import its module first if you trust it"
         )
     try:
@@ -106,24 +106,24 @@ def build(base: type[T], description: Any, source: str) -> T:
         parameters = inspect.signature(known[-1]).parameters
         for name in arguments:
             if name not in parameters or parameters[name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-                raise ValueError(f"{name!r:.50} is no argument of it")
+                raise ValueError(f"it has no argument {name!r:.50}")
         return known[-1](**{name: _read(name, value, hints.get(name, Any)) for name, value in arguments.items()})
-    except Exception as error:  # a constructor complains of wrong arguments in its own way
+    except Exception as error:  # a constructor may raise anything for wrong arguments
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{source}: cannot build a {base.__name__} from {path!r}: {reason}") from error
 
 
 def check_cost(network: str, blocks: int, weights: float, **sizes: float) -> None:
-    """Called by a constructor before it makes anything, since a number in a config or in a saved file decides what it costs.
+    """Refuses a network that is too large. Constructors call this first, because the sizes come from a config or a saved file.
 
     Args:
-        network: its name.
-        blocks: how many it will have.
-        weights: about how many it will have.
+        network: name of the network, for messages.
+        blocks: number of its blocks.
+        weights: approximate number of its weights.
         sizes: arguments that must be positive and finite.
 
     Raises:
-        UserError: one is not, there are more than 1 000 blocks, or the memory of this machine cannot hold the weights in float32.
+        UserError: a size is not positive, there are more than 1 000 blocks, or this machine's memory cannot hold the weights in float32.
     """
     for name, size in sizes.items():
         if not 0 < size < math.inf:
@@ -133,12 +133,12 @@ def check_cost(network: str, blocks: int, weights: float, **sizes: float) -> Non
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**40
     if 4 * weights > memory:
         raise UserError(
-            f"{network}: its {weights:.2g} weights take {4 * weights / 1e9:.3g} GB, this machine has {memory / 1e9:.3g}: use smaller sizes"
+            f"{network}: {weights:.2g} weights take {4 * weights / 1e9:.3g} GB, but this machine has {memory / 1e9:.3g}: use smaller sizes"
         )
 
 
 def fingerprint(identity: Any, state: Mapping[str, Any]) -> str:
-    """SHA-256 (hexadecimal) of what an object is: plain data (see `Recorded.identity`), and a state_dict's names and bytes."""
+    """SHA-256 (hexadecimal) of an object's identity (see `Recorded.identity`) and the names and bytes of its state_dict."""
     # 1 and 1.0 are the same argument
     digest = hashlib.sha256(json.dumps(json.loads(json.dumps(identity), parse_int=float), sort_keys=True).encode())
     for name, tensor in sorted(state.items()):
@@ -157,7 +157,7 @@ def _with_subclasses(cls: type[T]) -> Iterator[type[T]]:
 
 
 def _read(name: str, value: Any, wanted: Any) -> Any:
-    """A value of a file as an argument of the annotated type. Raises ValueError."""
+    """Converts a value from a file to the annotated type. Raises ValueError."""
     origin, options = get_origin(wanted), get_args(wanted)
     if isinstance(value, dict) and isinstance(wanted, type) and issubclass(wanted, Recorded):
         return build(wanted, value, name)
@@ -182,4 +182,4 @@ def _read(name: str, value: Any, wanted: Any) -> Any:
             return value
     elif (value is None and wanted in (None, NoneType, Any)) or (type(value) in (str, bool) and wanted in (type(value), Any)):
         return value
-    raise ValueError(f"{name}: {value!r:.100} is not what it takes, {getattr(wanted, '__name__', wanted)}")
+    raise ValueError(f"{name}: {value!r:.100} is not of type {getattr(wanted, '__name__', wanted)}")

@@ -1,4 +1,4 @@
-"""What a part has to ask of torch.distributed, where it may also run alone."""
+"""Helpers over torch.distributed that also work in a single process."""
 
 import os
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def is_distributed() -> bool:
-    """Whether there are other ranks."""
+    """Whether there is more than one rank."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager
 def launched_ranks() -> Iterator[None]:
-    """Within, the processes that torchrun has begun know one another, over gloo; a process that was begun alone stays alone."""
+    """Joins the processes that torchrun has started in a gloo group for the duration of the block; does nothing in a single process."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized()
     if not alone:
         dist.init_process_group("gloo")
@@ -28,23 +28,23 @@ def launched_ranks() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Returns when every rank has called it."""
+    """Waits until every rank has called this."""
     if is_distributed():
         dist.barrier()
 
 
 def rank() -> int:
-    """This one's number, 0 where there is no other."""
+    """Number of this rank; 0 in a single process."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def ranks() -> int:
-    """How many there are, this one included."""
+    """Number of ranks; 1 in a single process."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean of each rank's tensor of one shape, without gradient; `values` itself, detached, where there is one rank."""
+    """The mean over ranks of tensors of equal shape, without gradient; in a single process, `values` detached."""
     values = values.detach()
     if not is_distributed():
         return values
@@ -54,7 +54,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def any_over_ranks(flags: Tensor) -> Tensor:
-    """1 where any rank's flag (uint8, of one shape) is 1; `flags` itself where there is one rank."""
+    """1 where any rank's flag is 1 (uint8, equal shape on all ranks); in a single process, `flags` itself."""
     if not is_distributed():
         return flags
     flags = flags.clone()
@@ -63,14 +63,14 @@ def any_over_ranks(flags: Tensor) -> Tensor:
 
 
 def rows_of_all_ranks(rows: Tensor) -> Tensor:
-    """The rows (N, ...) of every rank, one rank after the other, without gradient; ranks may have different numbers of them."""
+    """The rows (N, ...) of all ranks, in rank order, without gradient. N may differ between ranks."""
     rows = rows.detach()
     if not is_distributed():
         return rows
     count = torch.tensor(len(rows), device=rows.device)
     counts = [torch.zeros_like(count) for _ in range(ranks())]
     dist.all_gather(counts, count)
-    # ranks exchange tensors of one shape: all are padded to the longest
+    # all_gather needs equal shapes, so every rank pads to the longest
     padded = rows.new_zeros(int(max(counts)), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]

@@ -1,7 +1,7 @@
-"""Lightning's internals: all that this package touches of what its documentation does not promise. Written for Lightning 2.6.6.
+"""The only module that uses undocumented parts of Lightning. Written for Lightning 2.6.6.
 
-Each function says in our words what the rest of the package wants done. pyproject.toml admits Lightning 2.6 alone, and a test names
-those of `INTERNALS` that another version has lost.
+Each function offers one operation to the rest of the package. pyproject.toml allows only Lightning 2.6, and a test names every entry of
+`INTERNALS` that an installed version lacks.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from gq_lightning.errors import UserError
 
 __all__ = ["MisconfigurationException", "SIGTERMException"]
 
-# what is touched, by the kind of object that has it
+# the attributes used, by the class that has them
 INTERNALS = {
     "Trainer": (
         "_accelerator_connector.cluster_environment",
@@ -47,7 +47,7 @@ INTERNALS = {
     "LightningCLI": ("_get", "_parse_ckpt_path"),
     "RichProgressBar": ("_get_train_description", "_stop_progress"),
 }
-# and of the progress that a checkpoint holds
+# the progress entries used from a checkpoint
 PROGRESS = {
     "epoch_loop.batch_progress": ("current.completed", "current.ready", "total.completed", "total.ready"),
     "epoch_loop.state_dict": ("_batches_that_stepped",),
@@ -56,12 +56,12 @@ PROGRESS = {
 
 
 def is_fitting(trainer: Trainer) -> bool:
-    """Whether a training is under way; its validations are part of it."""
+    """Whether fit is running; its validations count as fitting."""
     return trainer.state.fn == TrainerFn.FITTING
 
 
 def validation_is_due(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that ends."""
+    """Whether a validation follows the current batch."""
     loop = trainer.fit_loop
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
@@ -70,15 +70,15 @@ def validation_is_due(trainer: Trainer) -> bool:
 
 
 class OwnOptions(LightningCLI):
-    """Lightning's, whose options are those that its user gives. It would also take `hyper_parameters` from the file of --ckpt_path: a
-    learning rate, or a class to import."""
+    """LightningCLI that takes options from the user only. Lightning would also read `hyper_parameters` from the --ckpt_path file, which
+    could set a learning rate or name a class to import."""
 
     def _parse_ckpt_path(self) -> None:
         pass
 
 
 def explain_restoring(trainer: Trainer) -> None:
-    """Has it raise UserError, which names the checkpoint, where something in one does not fit the training; what it says itself stays."""
+    """Makes the trainer raise a UserError that names the checkpoint when the checkpoint does not fit the training."""
     connector = trainer._checkpoint_connector
 
     def explained(restore: Callable[..., None]) -> Callable[..., None]:
@@ -87,10 +87,10 @@ def explain_restoring(trainer: Trainer) -> None:
                 restore(*args, **kwargs)
             except (UserError, FileNotFoundError):
                 raise
-            except Exception as error:  # torch and each part of Lightning complain in their own way
+            except Exception as error:  # torch and Lightning raise many types here
                 reason = " ".join(repr(error).replace("\\n", " ").split())[:300]
                 raise UserError(
-                    f"{trainer.ckpt_path}: it does not fit what is configured ({reason}): give the configs of its run, or another one"
+                    f"{trainer.ckpt_path}: does not fit the configured training ({reason}): give the configs of its run, or another file"
                 ) from error
 
         return wrapped
@@ -103,14 +103,14 @@ def explain_restoring(trainer: Trainer) -> None:
 
 
 def replace_signal_handlers(trainer: Trainer, listen: Callable[[], None]) -> None:
-    """Has `listen` called where Lightning would set handlers of its own, before the training begins."""
+    """Calls `listen` before training begins, in place of installing Lightning's own signal handlers."""
     trainer._signal_connector.register_signal_handlers = listen  # type: ignore[method-assign]
-    # which tells the other ranks of the first rank's signal before each batch, in the middle of a step
+    # this would broadcast the first rank's signal before each batch, possibly in the middle of a step
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def tell_to_stop(trainer: Trainer, told: bool) -> None:
-    """Where `told`, the loop raises SIGTERMException when the callbacks of this batch, or of this validation, have been called."""
+    """If `told`, the loop raises SIGTERMException after the callbacks of the current batch or validation."""
     trainer._signal_connector.received_sigterm = told
 
 
@@ -118,12 +118,12 @@ def tell_to_stop(trainer: Trainer, told: bool) -> None:
 
 
 def cluster_environment(trainer: Trainer) -> Any:
-    """Who began the ranks: Lightning's own environment, torchrun's, SLURM's, or None."""
+    """The environment that started the ranks: Lightning's own, torchrun's, SLURM's, or None."""
     return getattr(trainer.strategy, "cluster_environment", None) or trainer._accelerator_connector.cluster_environment
 
 
 def signal_launched_ranks(trainer: Trainer, number: int) -> None:
-    """Sends a signal to the ranks that this process has begun."""
+    """Sends a signal to the ranks that this process has started."""
     if (launcher := trainer.strategy.launcher) is not None:
         launcher.kill(number)
 
@@ -132,17 +132,17 @@ def signal_launched_ranks(trainer: Trainer, number: int) -> None:
 
 
 def leave_uncounted(optimizer: LightningOptimizer) -> None:
-    """Its steps are not among the trainer's `global_step`."""
+    """Excludes the optimizer's steps from the trainer's `global_step`."""
     optimizer._on_before_step = optimizer._on_after_step = lambda: None
 
 
 def begin_after_resuming(trainer: Trainer, batches: int) -> None:
-    """To be called as training starts.
+    """Corrects the progress of a resumed training; call it from `on_train_start`.
 
-    Where a checkpoint was written after the last batch of an epoch, Lightning would count the next epoch as one that has begun already.
+    When a checkpoint was written after the last batch of an epoch, Lightning would treat the next epoch as already begun.
 
     Args:
-        batches: of this epoch that are behind, as batches are now; there may have been others when the checkpoint was written.
+        batches: completed batches of this epoch, counted in the current batch size, which may differ from the checkpoint's.
     """
     loop = trainer.fit_loop
     if not loop.restarted_mid_epoch:
@@ -150,7 +150,7 @@ def begin_after_resuming(trainer: Trainer, batches: int) -> None:
     progress, all_batches = loop.epoch_loop.batch_progress.current, trainer.num_training_batches
     epochs = loop.epoch_progress.current.state_dict()
     ended = epochs["processed"] == epochs["ready"]
-    if not ended and batches >= all_batches:  # what is left does not make a batch
+    if not ended and batches >= all_batches:  # the remaining pictures do not fill a batch
         loop.epoch_progress.increment_processed()
         loop.epoch_progress.increment_completed()
         ended = True
@@ -161,28 +161,28 @@ def begin_after_resuming(trainer: Trainer, batches: int) -> None:
 
 
 def log_complete_steps(trainer: Trainer, complete: Callable[[], bool]) -> None:
-    """To be called as training starts: what is logged goes to the loggers when a step is complete, not after each batch of it."""
+    """Makes logged values reach the loggers once per optimizer step, not once per batch; call it from `on_train_start`."""
     connector = trainer._logger_connector
     update = connector.update_train_step_metrics
     connector.update_train_step_metrics = lambda: update() if complete() else None  # type: ignore[method-assign]
 
 
 def log_by_step(trainer: Trainer) -> None:
-    """To be called within each batch: the loggers count optimizer steps, from 0, where Lightning would count batches."""
+    """Makes the loggers count optimizer steps from 0, where Lightning would count batches; call it within each batch."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1
 
 
 def as_after_a_batch(checkpoint: dict[str, Any]) -> None:
-    """Rewrites the progress in a checkpoint, in place, to what it is when `on_train_batch_end` is called.
+    """Rewrites the progress in a checkpoint, in place, to its state in `on_train_batch_end`.
 
-    From there Lightning goes on at the next batch, whether or not the epoch ends there or a validation is due (which has been
-    done). From progress as it is after a validation, or when the epoch or the training has ended, it counts logged steps, batches
-    or epochs once too often or too rarely, depending on the trainer's settings.
+    From that state Lightning continues at the next batch, even if the epoch ends there or a validation was due (it has been done). From
+    the progress after a validation, an epoch or the training, Lightning would miscount logged steps, batches or epochs by one, depending
+    on the trainer's settings.
     """
     loop = checkpoint["loops"]["fit_loop"]
     batches = loop["epoch_loop.batch_progress"]
     if not batches["total"]["ready"]:
-        return  # nothing is trained yet
+        return  # no batch has been trained yet
     for tracked in batches["total"], batches["current"]:
         tracked["completed"] = tracked["ready"] - 1
     for tracked in loop["epoch_progress"].values():
@@ -191,12 +191,12 @@ def as_after_a_batch(checkpoint: dict[str, Any]) -> None:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, without the "Epoch 3/-2" of a run whose length is given in steps."""
+    """Lightning's progress bar, without the "Epoch 3/-2" of a run whose length is given in steps."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         limited = self.trainer.max_epochs not in (None, -1)
         return super()._get_train_description(current_epoch) if limited else f"Epoch {current_epoch}, {self.trainer.max_steps} steps in all"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # what the post-training hook prints is to be the last word
+        # the bar must be gone before the post-training hooks print
         self._stop_progress()

@@ -31,7 +31,7 @@ def bits_per_pixel(bits_per_position: float, downsampling: int) -> float:
 def expected_usage(codebook_size: int, tokens: int) -> float:
     """Expected share of `codebook_size` codewords that `tokens` uniform draws hit: 1 - (1 - 1/K)^T.
 
-    The yardstick of the codebook usage (arXiv 2512.06609, section 5): few tokens cannot reach 1, however good the code is.
+    Reference value for the codebook usage (arXiv 2512.06609, section 5): few tokens cannot reach 1, however good the code is.
     """
     if tokens == 0 or codebook_size == 1:
         return float(tokens > 0)
@@ -39,7 +39,7 @@ def expected_usage(codebook_size: int, tokens: int) -> float:
 
 
 def deviation_upper_bound(t: float | Tensor, c1: float) -> Tensor:
-    """Bound on Pr(|z_hat - mu| >= sigma) where the codebook has t nats more than the KL: log K = R + t.
+    """Upper bound on Pr(|z_hat - mu| >= sigma) for a codebook with t nats more than the KL: log K = R + t.
 
     exp(-e^t sqrt(2 / pi) e^(-c1 - 1/2)), for |mu| sigma <= c1: doubly exponential decay (arXiv 2512.06609, section 3).
 
@@ -51,9 +51,9 @@ def deviation_upper_bound(t: float | Tensor, c1: float) -> Tensor:
 
 
 def deviation_lower_bound(t: float | Tensor, c2: float) -> Tensor:
-    """Bound on Pr(|z_hat - mu| >= sigma) where the codebook has t nats less than the KL: log K = R - t.
+    """Lower bound on Pr(|z_hat - mu| >= sigma) for a codebook with t nats less than the KL: log K = R - t.
 
-    1 - e^(-t) sqrt(2 / pi) e^(c2^2 / 2 - 1/2), for |mu| + sigma <= c2; below 0 it says nothing (arXiv 2512.06609, section 3).
+    1 - e^(-t) sqrt(2 / pi) e^(c2^2 / 2 - 1/2), for |mu| + sigma <= c2; vacuous below 0 (arXiv 2512.06609, section 3).
 
     Returns:
         float64, the shape of `t`.
@@ -65,22 +65,22 @@ def deviation_lower_bound(t: float | Tensor, c2: float) -> Tensor:
 def deviation_probability(mean: float | Tensor, sigma: float | Tensor, codebook_size: float | Tensor, *, log: bool = False) -> Tensor:
     """Pr(|z_hat - mu| >= sigma), where z_hat is the nearest to mu of K values drawn from N(0, 1).
 
-    (1 - p)^K with p = Phi(mu + sigma) - Phi(mu - sigma): what the two bounds of arXiv 2512.06609, section 3, enclose.
+    (1 - p)^K with p = Phi(mu + sigma) - Phi(mu - sigma), the quantity between the two bounds of arXiv 2512.06609, section 3.
 
     Args:
         mean, sigma, codebook_size: broadcastable; sigma >= 0, any K > 0.
-        log: return the natural logarithm, which is finite where the probability underflows.
+        log: return the natural logarithm, which stays finite when the probability underflows.
 
     Returns:
         float64, of the common shape.
     """
     mu, std, size = (torch.as_tensor(value, dtype=torch.float64) for value in (mean, sigma, codebook_size))
     mu, std = torch.broadcast_tensors(mu.abs(), std)
-    # a narrow interval: Gauss and Legendre's rule, for the difference of two tails would lose its digits
+    # narrow interval: Gauss-Legendre quadrature, because the difference of two tails would cancel
     nodes, weights = (torch.from_numpy(values).to(mu.device) for values in leggauss(16))
     density = torch.exp(-(mu[..., None] + std[..., None] * nodes).square() / 2) / math.sqrt(2 * math.pi)
     tails = (erfc((mu - std) / math.sqrt(2)) - erfc((mu + std) / math.sqrt(2))) / 2
     inside = torch.where(std * (1 + mu) < 1, std * (density @ weights), tails)
-    # a wide one: 1 - p is the sum of the two tails
+    # wide interval: 1 - p is the sum of the two tails
     outside = torch.where(inside < 0.5, torch.log1p(-inside), torch.logaddexp(log_ndtr(mu - std), log_ndtr(-mu - std)))
     return size * outside if log else torch.exp(size * outside)

@@ -63,7 +63,7 @@ def test_a_name_is_found_in_the_box(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert box.names() == ["tiny-16", "tiny-32"]
     monkeypatch.chdir(tmp_path)
     assert ImageTokenizer.from_pretrained("tiny-32").tokens_per_position == 4
-    with pytest.raises(UserError, match="tiny-64: .*one of tiny-16, tiny-32 in the box"):
+    with pytest.raises(UserError, match=r"tiny-64: .*shipped tokenizer \(tiny-16, tiny-32\)"):
         ImageTokenizer.from_pretrained("tiny-64", local_files_only=True)
     # a folder of that name is the user's own
     rounded(GaussianQuantizer(16, latent_channels=4, codebook_size=65536)).save_pretrained("tiny-32")

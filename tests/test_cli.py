@@ -223,7 +223,7 @@ def test_parsing_errors_are_one_line_too(tmp_path: Path, capfd: pytest.CaptureFi
         assert errors[0].startswith("error: ")
         assert word in errors[0]
     assert main(["frobnicate"]) == 2
-    assert "frobnicate is no command" in capfd.readouterr().err
+    assert "frobnicate is not a command" in capfd.readouterr().err
 
 
 def test_a_run_is_not_overwritten_by_accident(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def test_backbones_are_rebuilt(backbone: Backbone) -> None:
         ({"class_path": "gq_lightning.quantizers.Nothing"}, "Nothing"),
         ({"class_path": "gq_lightning.backbones.UNet"}, "UNet"),
         ({"class_path": "os.system", "init_args": {"command": "true"}}, "os.system"),
-        ({"class_path": "nowhere.Quantizer"}, "not a class of gq_lightning"),
+        ({"class_path": "nowhere.Quantizer"}, "of gq_lightning nor an imported one"),
     ],
 )
 def test_what_is_no_quantizer_is_refused_in_one_line(description: dict, words: str) -> None:

@@ -135,7 +135,7 @@ def test_a_slurm_job_is_requeued(tmp_path: Path, pictures: Path) -> None:
         assert life.wait(SECONDS) == 128 + signal.SIGUSR1
         step = step_of(last)
         assert f"stopped by SIGUSR1 after step {step}: {last} is written; job 12345 is requeued" in life.words.splitlines()
-        assert f"{last.parent}: no last checkpoint yet, the training begins at its beginning" in life.words.splitlines()
+        assert f"{last.parent}: no last checkpoint yet, so the training starts from the beginning" in life.words.splitlines()
     assert (tmp_path / "calls").read_text() == "requeue 12345\n" and step < 24
     with Life(call, tmp_path / "log", ("bash",), env=environment) as life:
         assert life.wait(200) == 0, life.words[-3000:]

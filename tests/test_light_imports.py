@@ -119,7 +119,7 @@ def test_help_needs_no_torch() -> None:
         assert (done.returncode, done.stdout) == (0, main.usage()), done.stderr
     done = run("-c", FORBIDDING, "torch", "nonsense")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: nonsense is no command; there are fit, validate")
+    assert done.stderr.startswith("error: nonsense is not a command: use one of fit, validate")
 
 
 @pytest.mark.parametrize("command", main.tools())

@@ -1,1 +1,1 @@
-"""The command line: `fit` and its like by LightningCLI, and the tools."""
+"""The command line: the commands of LightningCLI (`fit`, `validate`, ...) and the tools."""

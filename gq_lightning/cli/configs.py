@@ -1,4 +1,4 @@
-"""The configs that come with the package, found from any working folder: a relative path that is not there is looked up among them."""
+"""The configs shipped with the package. A relative path that does not exist is looked up among them, from any working folder."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -7,16 +7,16 @@ from gq_lightning.errors import UserError
 
 
 def packaged() -> Path:
-    """The folder `configs`: inside the installed package, or beside it in a checkout."""
+    """The folder `configs`, inside the installed package or beside it in a checkout."""
     package = Path(__file__).parents[1]
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
 def find_config(name: str) -> str:
-    """The path of a config: `name` itself if it is there, else the packaged one, so that configs/demo.yaml works from everywhere.
+    """The path of a config: `name` if it exists, else the packaged file, so that configs/demo.yaml works from any folder.
 
     Raises:
-        UserError: it is neither; the message lists names that are near.
+        UserError: neither exists; the message suggests similar names.
     """
     if Path(name).exists() or not name.endswith((".yaml", ".yml")):
         return name
@@ -26,12 +26,12 @@ def find_config(name: str) -> str:
     known = [path.relative_to(folder.parent).as_posix() for path in sorted(folder.rglob("*.yaml"))]
     by_stem = [path for path in known if Path(path).stem == Path(name).stem]
     near = list(dict.fromkeys([*by_stem, *get_close_matches(name, known, 3, 0.5)]))[:3]
-    hint = f"did you mean {' or '.join(near)}, of those that come with gq_lightning?" if near else "correct the path"
+    hint = f"did you mean {' or '.join(near)}, which come with gq_lightning?" if near else "correct the path"
     raise UserError(f"{name}: no such config, neither here nor in gq_lightning: {hint}")
 
 
 def with_configs(args: list[str]) -> list[str]:
-    """A command line in which every --config has the path that `find_config` gives."""
+    """The command line with the argument of every --config replaced by `find_config` of it."""
     found = list(args)
     for index, text in enumerate(args):
         if text.startswith("--config="):

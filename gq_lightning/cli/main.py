@@ -1,4 +1,4 @@
-"""Where every command begins. It knows the commands by name and help alone: what a command needs is imported when it is called."""
+"""Entry point of all commands. It knows their names and help lines only, and imports a command's module when it is called."""
 
 import ast
 import importlib
@@ -11,15 +11,15 @@ from gq_lightning.cli import commands
 from gq_lightning.cli.configs import with_configs
 from gq_lightning.errors import UserError, printable
 
-# those of LightningCLI, see cli/training.py
+# LightningCLI's commands, see cli/training.py
 TRAINING = {
     "fit": "Train, convert to a tokenizer by Gaussian Quant, measure.",
     "validate": "Metrics of a checkpoint on the data's evaluation set.",
-    "test": "The same, with rFID.",
+    "test": "Metrics of a checkpoint, with rFID.",
     "predict": "Tokens of the evaluation set, as files.",
     "summary": "Parameters, FLOPs and tokens of what fit would train.",
 }
-# configured in the same way, each by its module of `cli`
+# configured in the same way, each in its own module of `cli`
 CONFIGURED = {
     "tokenize": "Pictures to token sets, on which a prior is trained.",
     "prior": "prior fit, prior validate: a transformer over tokens.",
@@ -27,7 +27,7 @@ CONFIGURED = {
 
 
 def tools() -> dict[str, str]:
-    """The modules of `cli.commands` by the names of their commands, with their docstrings' first lines. None of them is imported."""
+    """Maps each command in `cli.commands` to the first line of its module's docstring, without importing the modules."""
     found = {}
     for finder, name, _ in pkgutil.iter_modules(commands.__path__):
         spec = finder.find_spec(name)  # type: ignore[call-arg]
@@ -38,7 +38,7 @@ def tools() -> dict[str, str]:
 
 
 def usage() -> str:
-    """What --help prints."""
+    """The text of --help."""
     groups = {"train and measure, configured by YAML files and --key value": TRAINING | CONFIGURED, "tools": tools()}
     text = "usage: python -m gq_lightning COMMAND …       (every COMMAND has --help)\n"
     for title, listed in groups.items():
@@ -47,7 +47,7 @@ def usage() -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status. Wrong input gives one line on standard error, and 2; Ctrl-C gives 130."""
+    """Runs a command and returns the exit status: 2 for wrong input, with one line on standard error; 130 for Ctrl-C."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         print(usage(), end="")
@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> int:
             positional, named = parse(module.run, args[0], args[1:])
             module.run(*positional, **named)
         else:
-            raise UserError(f"{args[0]} is no command; there are {', '.join([*TRAINING, *CONFIGURED, *tools()])}")
+            raise UserError(f"{args[0]} is not a command: use one of {', '.join([*TRAINING, *CONFIGURED, *tools()])}")
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -75,7 +75,7 @@ def main(args: list[str] | None = None) -> int:
         text = Exception.__str__(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{error.filename}: {error.strerror}"
-        elif text.startswith("Caught "):  # from a worker process it is a traceback whose last line is ours
+        elif text.startswith("Caught "):  # an error from a worker process: a traceback whose last line is the message
             text = text.strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
         print(f"error: {printable(text or type(error).__name__)}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""`prior fit`, `prior validate`: the commands that train a prior on token sets, by the machinery that trains tokenizers."""
+"""`prior fit` and `prior validate` train and measure a prior on token sets, with the machinery that trains tokenizers."""
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -11,7 +11,7 @@ from gq_lightning.tokens import TokenSets
 
 
 class PriorCommandLine(RunCommandLine):
-    """Of a PriorTraining on TokenSets."""
+    """Trains a PriorTraining on TokenSets."""
 
     module, data, monitor = PriorTraining, TokenSets, ("val/bits_per_pixel", "min")
 
@@ -23,7 +23,7 @@ class PriorCommandLine(RunCommandLine):
         super().add_arguments_to_parser(parser)
         parser.add_lightning_class_args(PriorExport, "export")
         parser.add_lightning_class_args(Samples, "samples")
-        # what a token set says of its tokens is typed nowhere else
+        # the geometry of the tokens comes from the token set
         for name in ("grid", "codebook_size", "downsampling", "tokenizer", "classes"):
             target = f"model.prior.init_args.{name}"
             parser.link_arguments("data", target, compute_fn=lambda data, name=name: getattr(data.header, name), apply_on="instantiate")
@@ -33,5 +33,5 @@ class PriorCommandLine(RunCommandLine):
 
 
 def run(args: list[str]) -> None:
-    """Runs `prior` with the arguments behind that word. Raises UserError."""
+    """Runs `prior` with the arguments that follow it. Raises UserError."""
     call(PriorCommandLine, args, f"prior {args[0]}" if args else "prior")

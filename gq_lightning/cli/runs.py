@@ -1,6 +1,6 @@
-"""What every training run has, whatever it trains: its folder runs/NAME, its checkpoints, and the callbacks that keep it alive.
+"""The parts shared by all training runs: the folder runs/NAME, checkpoints, and the callbacks for resuming and preemption.
 
-What is in the folder stands in `files.run_folder`.
+`files.run_folder` names the files in the folder.
 """
 
 import logging
@@ -28,7 +28,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.files import RunFolder, write_whole
 from gq_lightning.lightning_internals import MisconfigurationException, OwnOptions, ProgressBar, explain_restoring
 
-# between validations, where no interval is asked for
+# between validations, when the user gives no interval
 MOST_BATCHES = 5000
 
 
@@ -50,9 +50,9 @@ class RunCommandLine(OwnOptions):
     """`fit`, `validate`, `test` and `predict` of one training module on one kind of data.
 
     Attributes:
-        module, data: their classes.
-        monitor: the metric that the best checkpoint has the most or the least of, and "max" or "min".
-        replaced: options that something of this module takes the place of, beside those of every run, see `options`.
+        module, data: the two classes.
+        monitor: the metric that chooses the best checkpoint, and "max" or "min".
+        replaced: options that this module refuses in addition to those of every run, see `options`.
     """
 
     module: ClassVar[type[LightningModule]]
@@ -62,16 +62,15 @@ class RunCommandLine(OwnOptions):
 
     @abstractmethod
     def own_callbacks(self, given: list[Callback]) -> list[Callback]:
-        """Those of this kind of run, beside the ones that all have and the ones that are given."""
+        """The callbacks of this kind of run, in addition to those of every run and those given by the user."""
 
     def __init__(self, args: list[str], run: bool = True) -> None:
         with ExitStack() as self._until_the_end:
             super().__init__(
                 self.module,
                 self.data,
-                # validate and its like must not write over the config of the run that they look at
+                # the other commands must not overwrite the config of the run that they measure
                 save_config_callback=SaveConfig if args[:1] == ["fit"] else None,
-                # to the logger's folder, Lightning means
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_class=Trainer,
                 subclass_mode_data=True,
@@ -84,11 +83,11 @@ class RunCommandLine(OwnOptions):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", default="default", help="name of the run; its folder is RUNS/NAME")
         parser.add_argument("--runs", default="runs", help="folder of all runs")
-        parser.add_argument("--overwrite", type=bool, default=False, help="let fit write over a run of the same name")
+        parser.add_argument("--overwrite", type=bool, default=False, help="let fit overwrite a run of the same name")
         parser.add_argument(
             "--ema_decay", type=float | None, default=None, help="decay of an average of the weights, for evaluation and export"
         )
-        for replaced in ("optimizer", "lr_scheduler"):  # which a config.yaml written before may have, as null
+        for replaced in ("optimizer", "lr_scheduler"):  # an earlier config.yaml may hold them as null
             parser.add_argument(f"--{replaced}", type=Any, default=None, help=SUPPRESS)
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process; null leaves it to torch")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -98,11 +97,11 @@ class RunCommandLine(OwnOptions):
             {
                 "checkpoint.monitor": self.monitor[0],
                 "checkpoint.mode": self.monitor[1],
-                # before the epoch ends, so that the last checkpoint, which comes next, knows of it
+                # save before the epoch ends, so that the last checkpoint, written next, records the best one
                 "checkpoint.save_on_train_epoch_end": False,
                 "checkpoint.filename": RunFolder("").best.stem,
                 "checkpoint.enable_version_counter": False,
-                # null for both: ten validations, see Outset
+                # null for both intervals gives ten validations, see Outset
                 "trainer.check_val_every_n_epoch": None,
             }
         )
@@ -121,16 +120,16 @@ class RunCommandLine(OwnOptions):
             self._until_the_end.enter_context(run.claimed(go_on, self._get(self.config, "overwrite")))
 
     def _find_checkpoint(self, run: RunFolder) -> str | None:
-        """The file that `--ckpt_path` asks for; None where a training begins."""
+        """The file that `--ckpt_path` names; None for a new training."""
         asked = self._get(self.config, "ckpt_path")
         path = {"last": run.last, "best": run.best}.get(str(asked), asked)
         if asked is not None and ("://" in str(path) or Path(path).exists()):
             return str(path)
         if self.subcommand == "fit" and asked in (None, "last"):
-            if asked:  # so that one command serves to begin and to go on
-                rank_zero_info(f"{run.checkpoints}: no last checkpoint yet, the training begins at its beginning")
+            if asked:  # so that one command both starts and resumes a run
+                rank_zero_info(f"{run.checkpoints}: no last checkpoint yet, so the training starts from the beginning")
             return None
-        there = ", ".join(map(str, sorted(run.checkpoints.glob("*.ckpt")))) or f"of which there is none in {run.checkpoints}"
+        there = ", ".join(map(str, sorted(run.checkpoints.glob("*.ckpt")))) or f"{run.checkpoints} has none"
         wrong = f"no checkpoint to {self.subcommand}" if asked is None else f"{path}: no such checkpoint"
         raise UserError(f"{wrong}: give --ckpt_path last, best or a file: {there}")
 
@@ -157,13 +156,13 @@ class RunCommandLine(OwnOptions):
         if interval is None and epochs is None:
             kwargs["val_check_interval"] = MOST_BATCHES
         elif isinstance(interval, float) and epochs is None:
-            kwargs["check_val_every_n_epoch"] = 1  # of which it is a share
+            kwargs["check_val_every_n_epoch"] = 1  # the interval is a share of an epoch
         if (decay := self._get(self.config_init, "ema_decay")) is not None:
-            # buffers are the multipliers and the codebook: they are copied, an average of them means nothing
+            # the buffers are the multipliers and the codebook, which must be copied, not averaged
             callbacks.append(EMAWeightAveraging(decay=decay, use_buffers=False))
         logger = self._get(self.config_init, "trainer.logger")
         if self.subcommand not in (None, "fit"):
-            kwargs["logger"] = False  # the curves are those of the training
+            kwargs["logger"] = False  # the curves belong to the training
         elif logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(run.path.parent, name=run.path.name, version="")
         if kwargs.get("logger", logger):
@@ -180,13 +179,13 @@ class RunCommandLine(OwnOptions):
         explain_restoring(trainer)
         for callback in trainer.checkpoint_callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(run.checkpoints)  # and not a logger's folder
+                callback.dirpath = str(run.checkpoints)  # not the logger's folder
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
 
 
 def refused(error: BaseException) -> UserError:
-    """What a constructor complained of: in words of ours, which jsonargparse wraps in layers, or of Lightning's classes."""
+    """The UserError within an error that jsonargparse has wrapped, or the error itself as a UserError."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__
@@ -194,12 +193,12 @@ def refused(error: BaseException) -> UserError:
 
 
 def call(command_line: Callable[[list[str]], object], args: list[str], name: str) -> None:
-    """Runs a command; `name` is what messages call it.
+    """Runs a command; `name` is its name in messages.
 
     Raises:
-        UserError: arguments that do not fit the parser or one another.
+        UserError: the arguments do not fit the parser or one another.
     """
-    # advice about a product, and about workers where photographs in memory need none
+    # an advertisement, and advice about workers that pictures in memory do not need
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")

@@ -1,11 +1,11 @@
-"""A command line from the signature and the docstring of one function.
+"""Builds a command line from the signature and the docstring of a function.
 
     def run(*images: Path, out: Path, size: PositiveInt | None = None, deterministic: bool = False) -> None:
 
     COMMAND IMAGES [IMAGES ...] --out OUT [--size SIZE] [--deterministic]
 
-Parameters by position are positional arguments, those by name are options, required where they have no default; a bool is switched
-by --NAME and --no_NAME; `from_`, since Python knows the word, is --from. jsonargparse checks the types.
+Positional parameters become positional arguments. Keyword parameters become options, required if they have no default. A bool becomes
+--NAME and --no_NAME. A trailing underscore is dropped: `from_` is --from. jsonargparse checks the types.
 """
 
 import inspect
@@ -26,7 +26,7 @@ class _Parser(ArgumentParser):
 
 
 def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
-    """The parser of `function`'s arguments. Its docstring describes them under ``Args:``."""
+    """The parser of `function`'s arguments, with the help texts from ``Args:`` in its docstring."""
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
     texts = {parameter.arg_name: parameter.description for parameter in documentation.params}
     parser = _Parser(
@@ -34,7 +34,7 @@ def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
     )
     for name, parameter in inspect.signature(function).parameters.items():
         option = name.rstrip("_")
-        # None is what an option has that is not given; nobody types it
+        # None is the value of an option that is not given, so the help need not offer it
         types = [kind for kind in get_args(parameter.annotation) if kind is not NoneType]
         optional = len(types) == 1 and NoneType in get_args(parameter.annotation)
         options: dict[str, Any] = {"type": types[0] if optional else parameter.annotation, "help": texts[name]}
@@ -52,15 +52,15 @@ def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
 
 
 def _plain(value: Any) -> Any:
-    """A number without the restriction that its type has: a PositiveInt as an int."""
+    """A restricted number as a plain one: a PositiveInt as an int."""
     return next((kind(value) for kind in (int, float) if isinstance(value, kind) and not isinstance(value, bool)), value)
 
 
 def parse(function: Callable[..., None], command: str, args: list[str]) -> tuple[list[Any], dict[str, Any]]:
-    """What to call `function` with, by position and by name, for a command line; an option may be written with hyphens too.
+    """The positional and keyword arguments for `function` from a command line. Options may also be written with hyphens.
 
     Raises:
-        UserError: an argument is unknown, missing or not of its type.
+        UserError: an argument is unknown, missing or of the wrong type.
     """
     parser = parser_of(function, command)
     args = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), text) for text in args]

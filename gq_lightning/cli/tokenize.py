@@ -1,4 +1,4 @@
-"""`tokenize`: the pictures of a data module to two token sets, OUT/train and OUT/val."""
+"""`tokenize` turns the pictures of a data module into two token sets, OUT/train and OUT/val."""
 
 from pathlib import Path
 
@@ -21,16 +21,16 @@ def tokenize(
     device: str = "auto",
     threads: int | None = None,
 ) -> None:
-    """Pictures to token sets. Run again it goes on where it was; under torchrun each rank writes its share.
+    """Pictures to token sets. A second call resumes an interrupted one; under torchrun each rank writes its share.
 
     Args:
         tokenizer: tokenizer's folder, or owner/repository on the hub
-        data: of pictures: --config configs/data/…, as for fit; its image_size is that of the tokens' images, its workers read them
+        data: data module of the pictures, as for fit: --config configs/data/…; image_size is the size of the encoded images
         out: folder of the two sets, train and val
-        views: of a training picture: one as evaluation sees it, flip adds its mirror image, ten_crop takes centre and corners, mirrored too
+        views: of a training picture: one as in evaluation, flip adds its mirror image, ten_crop takes centre and corners, mirrored too
         batch_size: pictures encoded together
-        shard_pictures: pictures in a file, which is the most that a kill costs
-        device: torch device; auto is a GPU where there is one
+        shard_pictures: pictures in a file, which is the most that a kill loses
+        device: torch device; auto is a GPU if there is one
         threads: CPU threads
     """
     with launched_ranks():
@@ -52,7 +52,7 @@ def tokenize(
 
 
 def run(args: list[str]) -> None:
-    """Runs `tokenize` with the arguments behind that word. Raises UserError."""
+    """Runs `tokenize` with the arguments that follow it. Raises UserError."""
     call(_run, args, "tokenize")
 
 

@@ -1,6 +1,6 @@
-"""The commands that train a tokenizer and measure it: LightningCLI (fit, validate, test, predict), and summary.
+"""The commands that train and measure a tokenizer: LightningCLI's fit, validate, test and predict, and summary.
 
-Here stand the links by which a width or an image size is typed once, and the callbacks that every such run has.
+This module links the arguments so that a width or an image size is given once, and lists the callbacks of these runs.
 """
 
 import torch
@@ -19,7 +19,7 @@ from gq_lightning.training.module import TokenizerTraining
 
 
 class CommandLine(RunCommandLine):
-    """Of a TokenizerTraining on an ImageDataModule."""
+    """Trains a TokenizerTraining on an ImageDataModule."""
 
     module, data, monitor, replaced = TokenizerTraining, ImageDataModule, ("val/psnr", "max"), OF_TOKENIZERS
 
@@ -42,16 +42,16 @@ class CommandLine(RunCommandLine):
 
 
 class SummaryCommand(CommandLine):
-    """`summary`: the arguments of `fit`, of which the model alone is built, on the meta device. It needs no data and no weights."""
+    """`summary` takes the arguments of `fit` but builds only the model, on the meta device. It needs no data and no weights."""
 
     def __init__(self, args: list[str]) -> None:
-        # the loss would fetch the weights of LPIPS; nothing is drawn, so there is nothing to seed
+        # the loss would fetch the LPIPS weights; nothing is random, so nothing is seeded
         super().__init__([*args, "--model.loss=null", "--seed_everything=false"], run=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--format", type=Format, default="table", help="how to print it")
-        # a run's config.yaml has them; no checkpoint is read
+        # a run's config.yaml has these entries; no checkpoint is read
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="ignored")
         parser.add_argument("--weights_only", type=bool | None, default=None, help="ignored")
 
@@ -61,7 +61,7 @@ class SummaryCommand(CommandLine):
             self.model = self.parser.instantiate_classes(Namespace(model=self.config.model)).model
         rendered = render(summarize(self.model.tokenizer, size, self.model), self.config.format)
         if isinstance(rendered, str):
-            print(rendered)  # to be read by other programs, or pasted: neither wrapped nor coloured
+            print(rendered)  # for other programs, or to paste: neither wrapped nor coloured
         else:
             Console(markup=False, emoji=False).print(rendered)
 

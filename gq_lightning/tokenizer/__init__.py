@@ -1,4 +1,4 @@
-"""ImageTokenizer: what a user of tokens holds, and its way to a folder or the hub and back."""
+"""ImageTokenizer: images to tokens and back, and saving to and loading from a folder or the hub."""
 
 from gq_lightning.tokenizer.module import ImageTokenizer
 

@@ -1,4 +1,4 @@
-"""The tokenizer within a training's checkpoint."""
+"""Loads the tokenizer from a training checkpoint."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer.checkpoint_file import read_checkpoint
 from gq_lightning.tokenizer.module import ImageTokenizer
 
-# of its state within that of the training
+# of the tokenizer's entries in the checkpoint's state_dict
 PREFIX = "tokenizer."
 
 
 def load_checkpoint(path: Path) -> ImageTokenizer:
-    """The tokenizer of a checkpoint, or of the last checkpoint of a run's folder.
+    """The tokenizer of a checkpoint, or of the last checkpoint in a run's folder.
 
     Raises:
-        UserError: there is none, or it is not one of this package.
+        UserError: there is no checkpoint, or this package did not write it.
     """
     if path.is_dir():
         run = RunFolder(path)
@@ -32,11 +32,11 @@ def load_checkpoint(path: Path) -> ImageTokenizer:
     try:
         description = checkpoint["tokenizer"]
         recipe = description["init_args"]["quantizer"]
-        # copied from the mapped file, which may be written over later
+        # copied from the mapped file, which may be overwritten later
         state = {name.removeprefix(PREFIX): value.clone() for name, value in checkpoint["state_dict"].items() if name.startswith(PREFIX)}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a checkpoint of gq_lightning (no {error}): give one that fit wrote") from error
     if (name := "quantizer.codebook_fingerprint") in state:
-        # a conversion draws the codebook anew from its recipe; no token depends on the one that the training had
+        # a conversion draws the codebook again from its recipe; no token depends on the codebook of the training
         state[name] = build(Quantizer, recipe, str(path)).state_dict()["codebook_fingerprint"]  # type: ignore[type-abstract]
     return ImageTokenizer.from_description(description, state, source=str(path))

@@ -1,4 +1,4 @@
-"""A checkpoint as a file: what torch.save writes is a zip archive, whose checksums torch does not look at.
+"""Reads a checkpoint file. torch.save writes a zip archive, but torch.load does not verify its checksums.
 
 file --every member's CRC-32--> torch's restricted unpickler --> tensors and plain data
 """
@@ -27,18 +27,18 @@ def read_checkpoint(
     weights_only: bool = True,
     placeholders: Callable[[list[str]], list[Any]] = lambda names: [],
 ) -> Any:
-    """What a checkpoint holds, read without running code from it, once it is known to be undamaged.
+    """The content of a checkpoint. The file is verified first, and no code in it is run.
 
     Args:
         path: a file that torch.save wrote.
-        mmap: map the tensors instead of reading them: those that nobody looks at cost nothing.
-        map_location: of torch.load.
-        weights_only: as for torch.load. False runs what is in the file.
-        placeholders: given the names of the classes in it that torch does not know, what stands for which, as `safe_globals` takes it.
+        mmap: map the tensors instead of reading them, so that unused tensors cost nothing.
+        map_location: as for torch.load.
+        weights_only: as for torch.load. False runs code in the file.
+        placeholders: maps the names of classes in the file that torch does not know to replacements, in the form `safe_globals` takes.
 
     Raises:
-        UserError: it is damaged, no checkpoint, holds more than tensors and plain data, or tensors of more numbers than are in the file.
-        FileNotFoundError: there is none.
+        UserError: the file is damaged, is not a checkpoint, holds more than tensors and plain data, or has a tensor larger than its data.
+        FileNotFoundError: the file does not exist.
     """
     try:
         with open_regular(path) as file:
@@ -51,12 +51,12 @@ def read_checkpoint(
         return content
     except (UserError, FileNotFoundError):
         raise
-    except Exception as error:  # torch raises what pickle, zipfile and its own reader raise
-        # of the rest, torch explains at length how to run what is in the file
+    except Exception as error:  # torch passes on the errors of pickle, zipfile and its own reader
+        # other messages of torch explain how to run the code in the file
         said = isinstance(error, OSError | ValueError | zipfile.BadZipFile) and str(error)
         reason = (said or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"{path}: damaged, no checkpoint, or with more in it than tensors and plain data ({reason}): take another"
+            f"{path}: damaged, not a checkpoint, or holds more than tensors and plain data ({reason}): use another file"
         ) from error
 
 
@@ -65,13 +65,13 @@ def _check_archive(file: BinaryIO) -> int:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if len({member.filename for member in members}) < len(members):
-            raise zipfile.BadZipFile("a name is there twice")
+            raise zipfile.BadZipFile("a name occurs twice")
         for member in members:
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                 raise zipfile.BadZipFile("a member is compressed, which torch never does")
 
         def check(member: zipfile.ZipInfo) -> None:
-            with archive.open(member) as content:  # it compares the checksum at its end
+            with archive.open(member) as content:  # zipfile compares the checksum at the end
                 while content.read(PIECE):
                     pass
 
@@ -84,7 +84,7 @@ def _check_archive(file: BinaryIO) -> int:
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:
-    """All tensors in plain data, which may hold itself."""
+    """All tensors in plain data, which may be recursive."""
     left, seen = [content], set[int]()
     while left:
         thing = left.pop()
@@ -100,9 +100,9 @@ def _tensors(content: Any) -> Iterator[Tensor]:
 
 
 def _check_size(tensor: Tensor, size: int) -> None:
-    """Raises ValueError where a tensor has more numbers than the `size` bytes of its file hold, by strides of 0: a copy has them all."""
+    """Raises ValueError for a tensor larger than the `size` bytes of its file: strides of 0 allow it, and a copy would allocate it all."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested or tensor.is_quantized:
-        raise ValueError(f"a tensor that is not plain, {tensor.layout} on {tensor.device}")
+        raise ValueError(f"a tensor is not plain, but {tensor.layout} on {tensor.device}")
     needed = math.prod(tensor.shape) * tensor.element_size()
     if not needed <= tensor.untyped_storage().nbytes() <= size:
-        raise ValueError(f"a tensor that asks for {needed} bytes of memory, more than the file has for it")
+        raise ValueError(f"a tensor needs {needed} bytes of memory, more than the file holds for it")

@@ -1,7 +1,7 @@
-"""A tokenizer, or a prior, as a folder, in huggingface_hub's conventions: config.json (how to build it), model.safetensors (its weights).
+"""The folder of a tokenizer or a prior, in huggingface_hub's conventions: config.json (how to build it), model.safetensors (its weights).
 
-config.json pins the SHA-256 of model.safetensors and records what follows from both, the weights carry the fingerprint of the codebook. A
-folder with a changed or damaged part is refused, since it would silently decode tokens to something else.
+config.json pins the SHA-256 of model.safetensors and records facts that follow from both; the weights carry the codebook's fingerprint.
+A folder with a changed or damaged file is refused, since it would silently decode tokens to wrong images.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 2
 Kind = Literal["tokenizer", "prior"]
 WRITTEN_BY = {"tokenizer": "by fit or by `python -m gq_lightning convert`", "prior": "by `python -m gq_lightning prior fit`"}
-# what a folder's card shows
+# for the model card
 TAGS = {"tokenizer": "image-tokenizer, vector-quantization, gaussian-quant", "prior": "image-generation, autoregressive"}
 USE = {
     "tokenizer": "from gq_lightning import ImageTokenizer\n\ntokenizer = ImageTokenizer.from_pretrained(...)\n"
@@ -39,18 +39,18 @@ BESIDE = re.compile(r"model-[0-9a-f]{64}\.safetensors")
 def write_folder(
     folder: str | Path, description: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any], kind: Kind = "tokenizer"
 ) -> None:
-    """Writes the folder, or writes over one. A process killed meanwhile leaves what was there, or this, whole.
+    """Writes or overwrites the folder. If the process is killed, either the old or the new content is there, complete.
 
-    config.json decides which it is, since it names the content of its weights. Until it is in place, they lie beside those that were there.
+    config.json decides which, since it names the hash of its weights. Until it is in place, the new weights have a temporary name.
 
     Args:
-        folder: made if missing.
+        folder: created if missing.
         description: of the tokenizer or prior.
         state: its state_dict.
         facts: further entries of config.json, see `check_facts`.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the folder cannot be written.
     """
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -58,7 +58,7 @@ def write_folder(
     stored = {}
     half_already = any(tensor.dtype == torch.float16 for tensor in tensors.values())
     if halves and not half_already and all(torch.equal(half.float(), tensors[name]) for name, half in halves.items()):
-        # nothing is lost: somebody has rounded them, to have a file of half the size
+        # half precision loses nothing: the weights were rounded before, for a file of half the size
         tensors, stored = tensors | halves, {"stored": "float16"}
     weights = save(tensors, metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
@@ -76,13 +76,13 @@ def write_folder(
                 for draft in drafts:
                     draft.place(_beside(digest) if draft.path.name == WEIGHTS else None)
             os.replace(folder / _beside(digest), folder / WEIGHTS)
-            for left in folder.iterdir():  # by one that was killed here
+            for left in folder.iterdir():  # left by a killed writer
                 if BESIDE.fullmatch(left.name):
                     left.unlink()
     except OSError as error:
         raise UserError(
-            f"{folder}: the {kind} cannot be written there ({error.strerror}): make room, or choose another folder; one that was there"
-            " can still be loaded"
+            f"{folder}: the {kind} cannot be written there ({error.strerror}): make room, or choose another folder; an earlier one"
+            " there can still be loaded"
         ) from error
 
 
@@ -91,15 +91,15 @@ def _beside(digest: str) -> str:
 
 
 def read_folder(folder: str | Path, kind: Kind = "tokenizer") -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-    """The description, the verified state_dict and all of config.json of such a folder.
+    """The description, the verified state_dict and the whole config.json of a folder.
 
     Raises:
-        UserError: a file is missing, damaged, or of another format.
+        UserError: a file is missing, damaged, or in another format.
     """
     folder = Path(folder)
     config = _read_config(folder, kind)
     expected, actual = config["weights"]["sha256"], ""
-    # those beside first: where one who writes over the folder now gives them their name meanwhile, they are found all the same
+    # the temporary name first: a concurrent writer may rename it to the final one between the two reads
     for name in (_beside(expected), WEIGHTS):
         with suppress(FileNotFoundError):
             weights = _content(folder / name)
@@ -111,7 +111,7 @@ def read_folder(folder: str | Path, kind: Kind = "tokenizer") -> tuple[Any, dict
                     raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error}): copy it again") from error
     if not actual:
         raise UserError(f"{folder}: no {WEIGHTS} there; a {kind}'s folder is written {WRITTEN_BY[kind]}")
-    if _read_config(folder, kind) != config:  # written over meanwhile
+    if _read_config(folder, kind) != config:  # overwritten in the meantime
         return read_folder(folder, kind)
     raise UserError(
         f"{folder / WEIGHTS}: SHA-256 {actual[:16]}… is not the {expected[:16]}… of {CONFIG}: damaged or changed; copy it again"
@@ -119,17 +119,17 @@ def read_folder(folder: str | Path, kind: Kind = "tokenizer") -> tuple[Any, dict
 
 
 def check_facts(facts: dict[str, Any], recorded: dict[str, Any], source: str) -> None:
-    """Raises UserError where config.json, named `source`, records another value of what follows from description and weights."""
+    """Raises UserError if config.json (`source` in messages) records other facts than follow from the description and the weights."""
     for fact, value in facts.items():
         if (given := recorded.get(fact, value)) != value:
             raise UserError(
-                f"{source}: {fact} {given!r:.80} was recorded, but what it describes has {value!r:.80}: it was changed or is damaged;"
+                f"{source}: {fact} {given!r:.80} is recorded, but the description gives {value!r:.80}: the file was changed or is damaged;"
                 " copy it again, or change it in Python and save it"
             )
 
 
 def _widened(state: dict[str, Tensor], stored: str | None) -> dict[str, Tensor]:
-    """float32 where that is what was stored in half."""
+    """Weights that were stored in half precision, as float32 again."""
     return {name: tensor.float() if stored and tensor.dtype == torch.float16 else tensor for name, tensor in state.items()}
 
 
@@ -141,7 +141,7 @@ def _read_config(folder: Path, kind: Kind) -> dict[str, Any]:
             cure = "install the version of gq_lightning that wrote it, or train again"
             raise UserError(f"{path}: format {version!r:.40} is not {FORMAT}: {cure}")
         if not re.fullmatch("[0-9a-f]{64}", config["weights"]["sha256"]):
-            raise ValueError("weights.sha256 is none")
+            raise ValueError("weights.sha256 is not a SHA-256")
         for name in (kind, "fingerprint"):
             config[name]
         return config
@@ -163,12 +163,12 @@ def _content(path: Path) -> bytes:
 
 
 def locate(name: str | Path, kind: Kind = "tokenizer", **download: Any) -> Path:
-    """Where a tokenizer or a prior lies: `name` itself, or in that of a run; a tokenizer in the box; else the hub's repository, in a cache.
+    """The folder of a tokenizer or a prior: `name` itself or inside a run's folder, a shipped tokenizer, or a download from the hub.
 
-    A prior's repository has the folder of its tokenizer within.
+    A prior's repository contains the folder of its tokenizer.
 
     Args:
-        name: a folder, a name in the box, or `owner/repository`.
+        name: a folder, the name of a shipped tokenizer, or `owner/repository`.
         download: revision, token, cache_dir, force_download, local_files_only of `huggingface_hub.snapshot_download`.
     """
     if Path(name).exists():
@@ -176,7 +176,7 @@ def locate(name: str | Path, kind: Kind = "tokenizer", **download: Any) -> Path:
         return next((folder for folder in (Path(name), of_a_run) if (folder / CONFIG).is_file()), Path(name))
     if kind == "tokenizer" and (folder := boxed(name)) is not None:
         return folder
-    # a folder needs nothing of the hub, whose import takes a while
+    # imported late: slow, and not needed for a folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -185,12 +185,12 @@ def locate(name: str | Path, kind: Kind = "tokenizer", **download: Any) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=patterns, **download))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        box = f", nor one of {', '.join(names())} in the box," if kind == "tokenizer" else ""
-        raise UserError(f"{name}: neither a folder{box} nor a {kind} on the hub that can be reached ({first})") from error
+        box = f", a shipped tokenizer ({', '.join(names())})" if kind == "tokenizer" else ""
+        raise UserError(f"{name}: neither a folder{box} nor a reachable {kind} on the hub ({first}): correct the name") from error
 
 
 def upload(folder: str | Path, repository: str, token: str | None = None, private: bool | None = None) -> str:
-    """Uploads a tokenizer's folder to `owner/repository` on the hub, made if missing, and returns the commit's address."""
+    """Uploads a tokenizer's folder to `owner/repository` on the hub, created if missing, and returns the commit's URL."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)

@@ -1,11 +1,11 @@
-"""ImageTokenizer: what a user of tokens holds.
+"""ImageTokenizer: images to tokens and back.
 
     images (B,3,H,W) --backbone.encode--> features (B,C,h,w) --quantizer--> latents (B,D,h,w) --backbone.decode--> images
                                                      tokenize |  ^ detokenize
                                                               v  |
                                                       tokens (B,h,w,n) int64
 
-It knows contracts alone, no backbone or quantizer by name, and nothing of training.
+It depends on the abstract Backbone and Quantizer only, and on no training code.
 """
 
 import warnings
@@ -22,18 +22,18 @@ from gq_lightning.tokenizer.refining import CANDIDATES, Distance, squared_error
 from gq_lightning.tokenizer.refining import refine as refined
 from gq_lightning.tokenizer.windows import see_in_windows
 
-# beyond [-1, 1], for what resizing in half precision leaves
+# tolerance around [-1, 1], for images resized in half precision
 ROUNDING = 0.01
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What evaluation looks at; images are clamped to [-1, 1].
+    """The result of `reconstruct`, for evaluation; images are clamped to [-1, 1].
 
     Attributes:
         tokens: (B, h, w, n) int64.
-        images: (B, 3, H, W), decoded from the tokens alone.
-        gaussian: (B, 3, H, W), decoded from the posterior mean, or None where the quantizer has no posterior.
+        images: (B, 3, H, W), decoded from the tokens.
+        gaussian: (B, 3, H, W), decoded from the posterior mean, or None if the quantizer has no posterior.
         bits: (B, h, w, n), divergence of each token in bits, or None likewise.
     """
 
@@ -46,8 +46,8 @@ class Reconstruction:
 class ImageTokenizer(Pretrained):
     """Turns images into discrete tokens and back.
 
-    It may be moved to any device and floating-point type. The quantizer works in float32 whatever the type of the backbone, so that
-    codebooks and the search for codewords are the same; features of bfloat16 are other features, and may give other tokens.
+    It can be moved to any device and floating-point type. The quantizer works in float32 whatever the type of the backbone, so the
+    codebook and the search for codewords do not change. A bfloat16 encoder gives different features, and may give different tokens.
 
     Args:
         backbone: encoder and decoder.
@@ -70,25 +70,26 @@ class ImageTokenizer(Pretrained):
     ) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], H and W multiples of `downsampling`, to tokens (B, h, w, n) int64.
 
-        A picture that the backbone cannot see at once is seen in overlapping windows: of the backbone's `fixed_image_size`, or of
-        `tile` pixels where memory is short. The tokens come in the picture's own grid all the same.
+        Images larger than the backbone's `fixed_image_size`, or than `tile` if memory is short, are encoded in overlapping windows. The
+        tokens still form the grid of the whole image.
 
         Args:
             images: (B, 3, H, W).
-            deterministic: process one image at a time, so that its tokens do not depend on the batch it is in. Otherwise the
-                batch size may decide, by rounding, between two codewords that fit equally well.
-            tile: side of the largest square seen at once, in pixels, a multiple of `downsampling`.
-            refine: passes over the tokens that choose each through the decoder, see `refining`; a pass decodes every picture dozens to
-                hundreds of times. The decoded picture is never further from the image than without.
-            distance: what `refine` makes small: images (b, 3, a, c) in [-1, 1] and their originals to (b,); None is the squared error.
+            deterministic: process one image at a time, so that its tokens do not depend on the rest of the batch. Otherwise rounding,
+                which depends on the batch size, may decide between two codewords that fit equally well.
+            tile: side of the largest square processed at once, in pixels, a multiple of `downsampling`.
+            refine: number of passes that choose each token by decoding it, see `refining`. A pass decodes every image dozens to
+                hundreds of times. The decoded image never gets further from the original than without refinement.
+            distance: the distance that `refine` minimises, from images (b, 3, a, c) in [-1, 1] and their originals to (b,); None is the
+                squared error.
 
         Raises:
-            UserError: the shape does not fit, a value lies outside [-1, 1] by more than rounding, the encoder gives values that are not
-                finite, or the quantizer has no candidates for `refine`.
+            UserError: the shape does not fit, a value is outside [-1, 1] by more than rounding, the encoder's output is not finite, or
+                the quantizer has no candidates for `refine`.
         """
         lowest, highest = check_images(images)
         if lowest >= 0 and highest > 0:
-            warnings.warn("images hold nothing below 0: where they are in [0, 1], give images * 2 - 1", stacklevel=2)
+            warnings.warn("images have no value below 0: if they are in [0, 1], give images * 2 - 1", stacklevel=2)
         check_multiple(images.shape[2], images.shape[3], self.downsampling)
         if deterministic and len(images) > 1:
             return torch.cat([self.encode(image, False, tile, refine, distance) for image in images.split(1)])
@@ -110,7 +111,7 @@ class ImageTokenizer(Pretrained):
         """Tokens (B, h, w, n), of any integer type, to images (B, 3, h * downsampling, w * downsampling) in [-1, 1]; `tile` as in `encode`.
 
         Raises:
-            UserError: the tokens are none of this tokenizer, or the decoder gives values that are not finite.
+            UserError: the tokens do not fit this tokenizer, or the decoder's output is not finite.
         """
         if tokens.ndim != 4:
             raise UserError(f"tokens must be (B, h, w, {self.tokens_per_position}), not {tuple(tokens.shape)}")
@@ -121,7 +122,7 @@ class ImageTokenizer(Pretrained):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Reconstruction:
-        """Images (B, 3, H, W) in [-1, 1], of a size that the backbone sees at once, through tokens and through the posterior mean."""
+        """Images (B, 3, H, W) in [-1, 1], of a size that the backbone takes at once, decoded from tokens and from the posterior mean."""
         check_images(images)
         features = self.backbone.encode(images.to(self.device, self.dtype)).movedim(1, -1)
         tokens = self.quantizer.tokenize(features)
@@ -135,11 +136,11 @@ class ImageTokenizer(Pretrained):
     def _check_finite(self, values: Tensor, what: str) -> None:
         if not values.is_meta and not bool(values.isfinite().all()):
             cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "its weights are damaged, or the training diverged"
-            raise UserError(f"the tokenizer gives {what} that are not finite: {cure}")
+            raise UserError(f"the tokenizer's {what} are not finite: {cure}")
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the backbone."""
         return self.backbone.last_layer.device
 
     @property
@@ -154,7 +155,7 @@ class ImageTokenizer(Pretrained):
 
     @property
     def fixed_image_size(self) -> int | None:
-        """The smallest picture (pixels) that `encode` accepts, where the backbone has one fixed size."""
+        """Side of the smallest image (pixels) that `encode` accepts, if the backbone has a fixed size; else None."""
         return self.backbone.fixed_image_size
 
     @property
@@ -170,11 +171,11 @@ class ImageTokenizer(Pretrained):
     # Conversion
 
     def coarser(self, bits: int) -> "ImageTokenizer":
-        """The same tokenizer with tokens of `bits` bits, the first ones of its own, where its codebook is a tree; weights are shared."""
+        """This tokenizer with tokens of `bits` bits, the leading bits of its own. Needs a codebook ordered as a tree; shares weights."""
         return ImageTokenizer(self.backbone, self.quantizer.coarser(bits))
 
     def attach(self, quantizer: Quantizer) -> None:
-        """Replaces the quantizer, by one of the same widths."""
+        """Replaces the quantizer by another of the same widths."""
         for name in ("encoder_channels", "latent_channels"):
             wanted, given = getattr(self.backbone, name), getattr(quantizer, name)
             if wanted != given:
@@ -182,15 +183,15 @@ class ImageTokenizer(Pretrained):
         self.quantizer = quantizer
 
     def freeze_encoder(self) -> None:
-        """From here on the encoder, and with it every token, stays as it is."""
+        """Freezes the encoder, so that tokens no longer change."""
         self.backbone.encoder.requires_grad_(False).eval()
 
 
 def check_images(images: Tensor) -> tuple[float, float]:
-    """The least and the largest value of images.
+    """The smallest and the largest value of images.
 
     Raises:
-        UserError: they are not floating point (B, 3, H, W), or hold a value outside [-1, 1] by more than rounding, or NaN.
+        UserError: they are not floating point (B, 3, H, W), or have a value outside [-1, 1] by more than rounding, or NaN.
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in FLOATS:
         raise UserError(f"images must be floating point (B, 3, H, W) in [-1, 1], not {images.dtype} {tuple(images.shape)}")
@@ -198,6 +199,6 @@ def check_images(images: Tensor) -> tuple[float, float]:
         return -1.0, 1.0
     lowest, highest = (float(value) for value in images.aminmax())
     if not (lowest >= -1 - ROUNDING and highest <= 1 + ROUNDING):
-        hint = "they seem to be in [0, 255]: give images / 127.5 - 1" if 0 <= lowest <= highest <= 255 else "bring them there first"
+        hint = "they seem to be in [0, 255]: give images / 127.5 - 1" if 0 <= lowest <= highest <= 255 else "rescale them first"
         raise UserError(f"images must be in [-1, 1], not from {lowest:g} to {highest:g}: {hint}")
     return lowest, highest

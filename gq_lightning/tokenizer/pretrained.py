@@ -1,4 +1,4 @@
-"""A tokenizer's way to a folder or the hub and back, as huggingface_hub's own mixin has it: save_pretrained, from_pretrained."""
+"""save_pretrained, from_pretrained and push_to_hub, as in huggingface_hub's mixin."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -20,26 +20,26 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Pretrained(nn.Module):
-    """Mixin of a module with a backbone and a quantizer: both together are all that a user of its tokens needs."""
+    """Mixin that saves and loads a module with a backbone and a quantizer."""
 
     backbone: Backbone
     quantizer: Quantizer
 
     def description(self) -> dict[str, Any]:
-        """What `construction.build` needs to make this tokenizer again, without what only training needs."""
+        """The description from which `construction.build` rebuilds this tokenizer, without the parts used only in training."""
         parts = {name: describe(getattr(self, name)) for name in ("backbone", "quantizer")}
         return {"class_path": CLASS_PATH, "init_args": parts}
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides tokens and pictures: classes, their arguments but for those of the training, and weights.
+        """SHA-256 of everything that determines tokens and images: classes, their arguments except those of training, and weights.
 
-        Tokens are only worth something together with the tokenizer of this fingerprint.
+        Only a tokenizer with this fingerprint can decode the tokens.
         """
         return fingerprint([self.backbone.identity(), self.quantizer.identity()], self.state_dict())
 
     def facts(self) -> dict[str, Any]:
-        """What config.json says of the tokenizer beside its description. All of it follows from description and weights."""
+        """The entries of config.json besides the description. They all follow from the description and the weights."""
         facts = {
             "bits_per_pixel": self.quantizer.bits_per_position / self.backbone.downsampling**2,
             "codebook_size": self.quantizer.codebook_size,
@@ -57,11 +57,11 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **download: Any) -> Self:
-        """A tokenizer from a folder or from `owner/repository` on the hub, in eval mode and frozen: to train it on, call
+        """A tokenizer from a folder or from `owner/repository` on the hub, in eval mode and frozen. To train it further, call
         ``tokenizer.train().requires_grad_(True)``.
 
         Args:
-            name: folder of a tokenizer or of a run, file of a training's checkpoint, or repository.
+            name: folder of a tokenizer or of a run, training checkpoint, name of a shipped tokenizer, or repository.
             download: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` of huggingface_hub.
 
         Raises:
@@ -69,7 +69,7 @@ class Pretrained(nn.Module):
         """
         folder = files.locate(name, **download)
         if not (folder / files.CONFIG).is_file() and (folder.is_file() or RunFolder(folder).last.is_file()):
-            from gq_lightning.tokenizer.checkpoint import load_checkpoint  # it makes one of us
+            from gq_lightning.tokenizer.checkpoint import load_checkpoint  # a circular import at module level
 
             return load_checkpoint(folder)  # type: ignore[return-value]
         description, state, recorded = files.read_folder(folder)
@@ -80,15 +80,15 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_description(cls, description: Any, state: Mapping[str, Tensor], source: str) -> Self:
-        """A tokenizer from what `description` gave and its weights, whose floating-point type it has; `source` is the file named in errors.
+        """A tokenizer from its `description` and weights, in the weights' floating-point type; errors name the file `source`.
 
-        The backbone, where it is one of this package, is built without memory for its weights: they are those of the file, so that a
-        description costs no more than the file that it came with.
+        A backbone of this package is built without memory for its weights and takes those of the file, so that a forged description
+        cannot allocate more memory than its file has.
         """
         fields = description if isinstance(description, dict) else {}
         parts = fields.get("init_args")
         if fields.get("class_path") != CLASS_PATH or not isinstance(parts, dict) or parts.keys() != {"backbone", "quantizer"}:
-            raise UserError(f"{source}: describes no tokenizer, a {CLASS_PATH} of backbone and quantizer: restore the file")
+            raise UserError(f"{source}: does not describe a {CLASS_PATH} of backbone and quantizer: restore the file")
         with torch.device("meta") if _is_of_this_package(parts["backbone"]) else nullcontext():
             backbone = build(Backbone, parts["backbone"], source)  # type: ignore[type-abstract]
         try:
@@ -103,7 +103,7 @@ class Pretrained(nn.Module):
         return tokenizer.eval().requires_grad_(False)
 
     def push_to_hub(self, repository: str, folder: str | Path, token: str | None = None, private: bool | None = None) -> str:
-        """Saves to `folder` and uploads it as `owner/repository`; returns the commit's address."""
+        """Saves to `folder` and uploads it as `owner/repository`; returns the commit's URL."""
         self.save_pretrained(folder)
         return files.upload(folder, repository, token, private)
 
@@ -113,11 +113,11 @@ def _is_of_this_package(description: Any) -> bool:
 
 
 def _check_weights(state: Mapping[str, Tensor], quantizer: Mapping[str, Tensor]) -> None:
-    """Raises UserError unless the weights of a file are finite, the backbone's of one floating-point type, the quantizer's of their own."""
+    """Raises UserError unless all weights are finite, the backbone's share one floating-point type and the quantizer's have their own."""
     dtype = next((tensor.dtype for name, tensor in state.items() if name.startswith("backbone.") and tensor.dtype in FLOATS), None)
     for name, tensor in state.items():
         wanted = quantizer.get(name.removeprefix("quantizer."), tensor).dtype if name.startswith("quantizer.") else dtype
         if tensor.dtype != wanted and (tensor.dtype.is_floating_point or name.startswith("quantizer.")):
-            raise UserError(f"{name} is {tensor.dtype}, not {wanted}: save the tokenizer again, its backbone in one type")
+            raise UserError(f"{name} is {tensor.dtype}, not {wanted}: save the tokenizer again with its backbone in one type")
         if tensor.dtype.is_floating_point and not bool(tensor.isfinite().all()):
-            raise UserError(f"{name} holds values that are not finite: the training diverged or the file is damaged; take another")
+            raise UserError(f"{name} has values that are not finite: the training diverged or the file is damaged; use another")

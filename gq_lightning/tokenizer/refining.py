@@ -1,11 +1,11 @@
-"""Tokens chosen through the decoder: of each token's best codewords, the one whose decoded picture is nearest to the original.
+"""Refinement of tokens: from each token's best codewords, choose the one whose decoded image is nearest to the original.
 
-    candidates (B,h,w,n,k) --one token after the other: decode all k, keep the best--> tokens (B,h,w,n)
+    candidates (B,h,w,n,k) --token by token: decode all k, keep the best--> tokens (B,h,w,n)
 
-The posterior judges a codeword in the latent space, where the decoder's view of it is a metric at best; decoding is the judge that counts.
-This is coordinate descent, and nothing is trained. Tokens so far apart that their regions of the picture do not overlap are tried at
-once, each judged in its own region. How far that is, is measured: attention, normalisations and windows all have their part in it. What
-leaks out of a region all the same is seen by the whole picture, which has the last word, so that no step makes a picture worse.
+The posterior scores a codeword in the latent space, which only approximates its effect on the decoded image. This module decodes
+instead. It is coordinate descent without any training. Tokens whose regions of the image do not overlap are tried together, each
+scored on its own region. The size of a region is measured, since it depends on attention, normalisation and windows. A step is kept
+only if the whole image improves, so leakage out of a region cannot make an image worse.
 """
 
 from collections.abc import Callable
@@ -18,31 +18,31 @@ from torch.nn import functional
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 CANDIDATES = 16
-# share of a change, in squared error, that may lie outside the region in which it is judged
+# share of a change, in squared error, that may lie outside the region that scores it
 LEAK = 0.05
-# of pictures decoded at once
+# decoded at once
 MOST_PIXELS = 2**20
 
 
 def squared_error(pictures: Tensor, targets: Tensor) -> Tensor:
-    """Sum over all pixels and channels: (B, C, H, W) twice, to (B,)."""
+    """Squared error summed over pixels and channels, from two tensors (B, C, H, W) to (B,)."""
     return (pictures - targets).square().sum((1, 2, 3))
 
 
 def refine(
     decode: Callable[[Tensor], Tensor], images: Tensor, candidates: Tensor, passes: int = 1, distance: Distance = squared_error
 ) -> tuple[Tensor, Tensor]:
-    """Coordinate descent from the first candidates; a pass looks at every token once.
+    """Coordinate descent from the first candidates; a pass visits every token once.
 
     Args:
         decode: tokens (B, h, w, n) to images (B, 3, H, W).
         images: (B, 3, H, W), the originals.
-        candidates: (B, h, w, n, k) int64, the best first.
-        passes: how often; it ends before when a pass changes nothing.
-        distance: images (b, 3, a, c) and originals to (b,), what is to be small; of whole pictures and of regions of them.
+        candidates: (B, h, w, n, k) int64, best first.
+        passes: the most passes; it stops early when a pass changes nothing.
+        distance: the distance to minimise, from images (b, 3, a, c) and originals to (b,), of whole images and of regions.
 
     Returns:
-        Tokens (B, h, w, n), no picture of which is further from its original than that of the first candidates; and those distances (B,).
+        Tokens (B, h, w, n), whose images are no further from the originals than those of the first candidates; and the distances (B,).
     """
     height, width, slots = candidates.shape[1:4]
     cell = images.shape[2] // height
@@ -75,9 +75,9 @@ def refine(
 
 
 def field_of_view(decode: Callable[[Tensor], Tensor], candidates: Tensor) -> int:
-    """Side, in positions, of the square around a position that holds all but `LEAK` of what another token there changes.
+    """Side, in positions, of the square around a token that contains all but `LEAK` of the change when the token changes.
 
-    Measured in the middle of the pictures, with the worst candidate in place of the best one.
+    Measured at the centre of the images, with the worst candidate in place of the best.
     """
     _, height, width = candidates.shape[:3]
     row, column = height // 2, width // 2
@@ -96,7 +96,7 @@ def field_of_view(decode: Callable[[Tensor], Tensor], candidates: Tensor) -> int
 def _regions(pictures: Tensor, row: int, column: int, spacing: int, cell: int) -> Tensor:
     """The squares of `spacing` positions around the positions row, row + spacing, …, column, column + spacing, …
 
-    Black beyond the picture's edges; the whole length of an axis where there is but one position to it.
+    Zero beyond the image's edges. If a square would exceed an axis, it spans the whole axis.
 
     Args:
         pictures: (B, C, H, W).

@@ -1,9 +1,9 @@
-"""Large maps through a function that takes small ones: cut into overlapping windows, apply, blend.
+"""Applies a function that takes small maps to large ones: cut into overlapping windows, apply, blend.
 
     x (B, C, H, W) --cut--> windows (b, C, wh, ww) --function--> (b, C2, wh * s, ww * s) --blend--> (B, C2, H * s, W * s)
 
-with s = scale_out / scale_in: the encoder has scale_in = downsampling and scale_out = 1, the decoder the reverse. A backbone that
-knows one picture size alone, or a picture too large for the memory, is served by the same mechanism.
+with s = scale_out / scale_in: the encoder has scale_in = downsampling and scale_out = 1, the decoder the reverse. This serves
+backbones with a fixed image size and images too large for memory.
 """
 
 from collections.abc import Callable
@@ -39,18 +39,18 @@ def see_in_windows(
         function: as in `apply_in_windows`.
         x: (B, C, H, W).
         scale_in: elements of `x` per position of the token grid.
-        scale_out: elements of the result per position; one of both scales is 1, the other one the downsampling.
-        window: the one size, in pixels, that `function` knows, or None where it takes any.
-        tile: the largest size, in pixels, that it is to see, for want of memory; None sets no limit.
+        scale_out: elements of the result per position; one of the two scales is 1, the other is the downsampling.
+        window: the only size, in pixels, that `function` accepts, or None if it accepts any.
+        tile: the largest size, in pixels, to process at once; None sets no limit.
 
     Raises:
-        UserError: `tile` is no multiple of the downsampling, or the picture is smaller than `window`.
+        UserError: `tile` is not a multiple of the downsampling, or the image is smaller than `window`.
     """
-    if not len(x):  # a picture that is none has the shape that none would have
+    if not len(x):  # an empty batch still needs the output's shape
         return see_in_windows(function, x.new_zeros(1, *x.shape[1:]), scale_in, scale_out, window, tile)[:0]
     downsampling = max(scale_in, scale_out)
     if tile is not None and (tile < 4 * downsampling or tile % downsampling):
-        raise UserError(f"tile: {tile} is not a multiple of {downsampling} of at least {4 * downsampling} pixels")
+        raise UserError(f"tile: {tile}: give a multiple of {downsampling} of at least {4 * downsampling} pixels")
     side = window or tile
     height, width = (length // scale_in for length in x.shape[-2:])
     if side is None or (window is None and max(height, width) * downsampling <= side):
@@ -74,14 +74,14 @@ def apply_in_windows(
 ) -> Tensor:
     """`function` applied to `x` window by window, blended by linear ramps where windows overlap.
 
-    Every picture is processed by itself, so that its result does not depend, to the bit, on what else is in the batch.
-    Where one window covers `x` the result is `function(x)`, whatever `batch_size` says.
+    Every image is processed separately, so that its result is independent of the rest of the batch to the bit.
+    If one window covers `x`, the result is `function(x)`, whatever `batch_size` is.
 
     Args:
         function: (b, C, wh, ww) to (b, C2, wh * scale_out / scale_in, ww * scale_out / scale_in).
         x: (B, C, H, W).
         window: height and width of a window, in elements of `x`.
-        overlap: what neighbouring windows share at least, along both axes, in elements of `x`.
+        overlap: smallest overlap of neighbouring windows along both axes, in elements of `x`.
         scale_in: elements of `x` per position of the common grid; divides H, W, `window` and `overlap`.
         scale_out: elements of the result per position of that grid.
         batch_size: windows in one call of `function`.
@@ -102,7 +102,7 @@ def apply_in_windows(
     def scaled(length: int) -> int:
         return length // scale_in * scale_out
 
-    wide = torch.promote_types(x.dtype, torch.float32)  # half precision would lose bits in every sum
+    wide = torch.promote_types(x.dtype, torch.float32)  # sums in half precision would lose bits
     row_weights = _weights([scaled(row) for row in rows], scaled(window[0])).to(x.device, wide)
     column_weights = _weights([scaled(column) for column in columns], scaled(window[1])).to(x.device, wide)
     cells = [(i, j) for i in range(len(rows)) for j in range(len(columns))]
@@ -126,8 +126,8 @@ def apply_in_windows(
 def _weights(positions: list[int], window: int) -> Tensor:
     """Blending weights (len(positions), window) along one axis, float64, that sum to 1 at every element of the axis.
 
-    Each window rises linearly over what it shares with the one before and falls over what it shares with the next: two ramps add up
-    to 1. Near the end three windows can meet, as the last one is shifted back; dividing by the sum settles that.
+    Each window rises linearly over its overlap with the previous one and falls over its overlap with the next, so that two ramps sum to
+    1. Near the end three windows can overlap, because the last one is shifted back; dividing by the sum handles that.
     """
     weights = torch.ones(len(positions), window, dtype=torch.float64)
     for index in range(len(positions) - 1):

@@ -147,8 +147,8 @@ def encode_pictures(
             errors.print(str(error))
             continue
         with warnings.catch_warnings():
-            # a bright picture is what it is
-            warnings.filterwarnings("ignore", message="images hold nothing below 0")
+            # pictures are scaled here, so a bright one is no mistake
+            warnings.filterwarnings("ignore", message="images have no value below 0")
             tokens = tokenizer.encode(image[None], deterministic, tile, refine, distance)[0].cpu()
         token_file = TokenFile(tokens, height, width, done, fingerprint, tokenizer.codebook_size, tokenizer.downsampling)
         write_tokens(target, token_file, prior)

@@ -51,7 +51,7 @@ class Code:
 def test_no_code_of_a_checkpoint_is_run(path: Path, tmp_path: Path) -> None:
     torch.save(OLD | {"extra": Code(tmp_path / "witness")}, path)
     for weights_only in (None, True):
-        with pytest.raises(UserError, match=r"last\.ckpt: damaged, no checkpoint, or with more in it") as error:
+        with pytest.raises(UserError, match=r"last\.ckpt: damaged, not a checkpoint, or holds more") as error:
             CheckpointFiles().load_checkpoint(path, weights_only=weights_only)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "witness").exists()

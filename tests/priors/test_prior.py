@@ -238,11 +238,11 @@ def test_files(tmp_path: Path) -> None:
         Prior.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(weights)
     for change, words in (
-        ({"tokenizer": "0" * 64}, "was recorded, but what it describes"),
+        ({"tokenizer": "0" * 64}, "is recorded, but the description gives"),
         ({"width": 20}, "do not fit the prior|cannot build"),
         ({"grid": [4, 4, 1]}, "do not fit"),
         ({"grid": [2, 2]}, "cannot build"),
-        ({"grid": [2**40, 2**20, 1]}, "its .* weights take"),
+        ({"grid": [2**40, 2**20, 1]}, "Prior: .* weights take"),
         ({"grid": [2**13, 2**13, 1]}, "do not fit"),
         ({"layers": 10**9}, "blocks are more than 1000"),
         ({"codebook_size": 0}, "codebook_size 0 is not positive"),
@@ -261,7 +261,7 @@ def test_files(tmp_path: Path) -> None:
         Prior.from_pretrained(tmp_path / "spoiled")
     config["prior"]["class_path"] = "subprocess.Popen"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="cannot build|not a class of gq_lightning"):
+    with pytest.raises(UserError, match="cannot build|of gq_lightning nor an imported one"):
         Prior.from_pretrained(tmp_path)
 
 

@@ -146,7 +146,7 @@ def test_what_is_asked_for_wins_over_what_a_checkpoint_holds(run: Path, folder: 
         ("--optimizer=Adam", "optimizer: "),
         ("--trainer.overfit_batches=1", "trainer.overfit_batches: 1: set trainer.limit_train_batches"),
         ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches: 0: give 1 or more"),
-        ("--checkpoint.train_time_interval=0:1:0", "checkpoint.train_time_interval: val/bits_per_pixel is not measured then"),
+        ("--checkpoint.train_time_interval=0:1:0", "checkpoint.train_time_interval: val/bits_per_pixel is not measured at that time"),
         ("--checkpoint.dirpath=elsewhere", "checkpoint.dirpath: "),
         ("--model.label_dropout=1", "model.label_dropout 1"),
         ("--ckpt_path=nowhere.ckpt", "nowhere.ckpt: no such checkpoint"),

@@ -1,4 +1,4 @@
-"""SOURCE: Gaussian Quant by hand, to a tokenizer's folder."""
+"""Convert a run or a checkpoint to a tokenizer by Gaussian Quant."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,15 +19,15 @@ def run(
     seed: int | None = None,
     order: Literal["none", "tree"] | None = None,
 ) -> None:
-    """Gaussian Quant by hand: freeze the encoder, attach the random codebook, write the tokenizer.
+    """Convert by Gaussian Quant: freeze the encoder, attach the random codebook, write the tokenizer.
 
     Args:
         source: run's folder, checkpoint, or tokenizer's folder
         out: folder to write
-        codebook: another generator than it was trained for; quantile is TokenBridge's
-        codebook_size: another size; the tokens per position follow from the rate
-        prior_weight: another weight of the prior
-        seed: another seed of the codebook
+        codebook: a different generator than in training; quantile is TokenBridge's
+        codebook_size: a different size; the tokens per position follow from the rate
+        prior_weight: a different weight of the prior
+        seed: a different seed of the codebook
         order: tree orders the codewords from coarse to fine, for priors and tokens of fewer bits
     """
     from gq_lightning.callbacks.gaussian_quant import another_codebook, convert

@@ -20,9 +20,9 @@ def run(
         tokens: token files or folders of them
         tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         out: folder of the pictures
-        tile: see large pictures in overlapping tiles of this side, in pixels, to bound memory
+        tile: decode large pictures in overlapping tiles of this side, in pixels, to bound memory
         any_tokenizer: accept tokens that another tokenizer made
-        device: torch device; auto is a GPU where there is one
+        device: torch device; auto is a GPU if there is one
         threads: CPU threads
     """
     from gq_lightning.cli.loading import load_tokenizer

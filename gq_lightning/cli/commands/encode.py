@@ -39,12 +39,12 @@ def run(
             the grid
         size: for --fit resize, in pixels
         deterministic: tokens independent of batching, to the bit
-        tile: see large pictures in overlapping tiles of this side, in pixels, to bound memory
+        tile: encode large pictures in overlapping tiles of this side, in pixels, to bound memory
         skip_broken: name and count pictures that cannot be decoded instead of stopping
-        bits: keep this many bits of each token, where the codebook is a tree (convert --order tree)
-        refine: choose tokens through the decoder, in so many passes; slow
-        refine_lpips: in --refine, judge by squared error plus so many times LPIPS
-        device: torch device; auto is a GPU where there is one
+        bits: keep this many bits of each token; needs a codebook ordered as a tree (convert --order tree)
+        refine: number of passes that choose tokens by decoding them; slow
+        refine_lpips: in --refine, minimise the squared error plus this many times LPIPS
+        device: torch device; auto is a GPU if there is one
         threads: CPU threads
     """
     from gq_lightning.cli.loading import load_tokenizer
@@ -58,7 +58,7 @@ def run(
 
 
 def _squared_error_and_lpips(weight: float) -> "Distance":
-    """Sum over pixels of the squared error and `weight` times LPIPS, of images in [-1, 1]; small regions lie on grey for LPIPS."""
+    """Squared error plus `weight` times LPIPS, summed over pixels, of images in [-1, 1]; small regions are padded with grey for LPIPS."""
     from torch.nn import functional
 
     from gq_lightning.tokenizer.refining import squared_error

@@ -27,12 +27,12 @@ def run(
         tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         data: folder of images, searched recursively
         out: file to write
-        size: image size in pixels; by default the backbone's own, else 256
+        size: image size in pixels; by default the backbone's fixed size, else 256
         batch_size: images per batch
         workers: loader processes
         rfid: measure rFID too
         skip_broken: name and count pictures that cannot be decoded instead of stopping
-        device: torch device; auto is a GPU where there is one
+        device: torch device; auto is a GPU if there is one
         threads: CPU threads
     """
     from rich.console import Console
@@ -52,5 +52,5 @@ def run(
     console = Console(soft_wrap=True, markup=False, emoji=False)
     console.print(metrics_table(values, title=f"{values['images']} images of {printable(data)}"))
     console.print(printable(out))
-    if skipped:  # each has been named, in a warning
+    if skipped:  # a warning has named each
         print(f"{module.skipped} of {module.skipped + values['images']} pictures were broken and skipped", file=sys.stderr)

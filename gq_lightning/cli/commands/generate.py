@@ -26,23 +26,23 @@ def run(
     device: str = "auto",
     threads: PositiveInt | None = None,
 ) -> None:
-    """New pictures from a prior: PNG files and a contact sheet. One seed gives the same pictures; under torchrun each rank draws its share.
+    """New pictures from a prior: PNG files and a contact sheet. A seed fixes the pictures; under torchrun each rank draws its share.
 
     Args:
         prior: folder of a prior or of its run, or owner/repository on the hub
         out: folder of the pictures
-        count: pictures in all, of the classes in turn
+        count: number of pictures, cycling through the classes
         classes: names or numbers of classes, separated by commas; by default all
         tokenizer: folder of the tokenizer that the prior belongs to; by default the one in the prior's folder
-        from_: a picture whose upper rows are kept, and the rest of which is drawn
+        from_: picture whose upper rows are kept; the prior draws the rest
         keep: share of the rows that are kept
-        cfg: classifier-free guidance: what a class adds to the logits, times this; 1 is none
+        cfg: classifier-free guidance scale; 1 is no guidance
         top_k: draw from the k likeliest symbols
         top_p: draw from the likeliest symbols that together have this probability
         temperature: divides the logits
         seed: of all random numbers
         batch_size: pictures drawn together
-        device: torch device; auto is a GPU where there is one
+        device: torch device; auto is a GPU if there is one
         threads: CPU threads
     """
     from torchvision.utils import make_grid

@@ -1,4 +1,4 @@
-"""FILE.ckpt of the authors' code, to a tokenizer's folder."""
+"""Import a checkpoint of the authors' code as a tokenizer."""
 
 from pathlib import Path
 from typing import Literal
@@ -18,15 +18,15 @@ def run(
     codebook_size: PositiveInt = 65536,  # type: ignore[assignment]
     config: str | None = None,
 ) -> None:
-    """A Gaussian checkpoint of the authors' code to a tokenizer's folder. No code in it is run.
+    """Import a Gaussian checkpoint of the authors' code as a tokenizer. No code in the file is run.
 
     Args:
         checkpoint: Lightning file with a state_dict
         backbone: architecture of the checkpoint
         bits_per_position: rate it was trained for: 16, 32 or 64
         out: folder to write
-        codebook_size: codebook it was trained for
-        config: YAML file with sizes of the backbone, where they are not the paper's
+        codebook_size: codebook size it was trained for
+        config: YAML file with the sizes of the backbone, if they are not the paper's
     """
     from gq_lightning.cli.configs import find_config
     from gq_lightning.importers.authors import import_checkpoint

@@ -1,8 +1,8 @@
-"""The tokenizers in the box, by name."""
+"""List the tokenizers shipped with the package."""
 
 
 def run() -> None:
-    """The tokenizers that are part of the package: `encode --tokenizer NAME`, `ImageTokenizer.from_pretrained("NAME")`."""
+    """List the tokenizers shipped with the package: `encode --tokenizer NAME`, `ImageTokenizer.from_pretrained("NAME")`."""
     from rich.console import Console
     from rich.table import Table
 

@@ -18,14 +18,14 @@ def run(
     broken: Literal["leave-out", "keep", "unchecked"] = "leave-out",
     workers: NonNegativeInt = 2,  # type: ignore[assignment]
 ) -> None:
-    """A folder of pictures to tar shards with indexes; run again, it goes on where it was interrupted.
+    """A folder of pictures to tar shards with indexes. A second call resumes an interrupted one.
 
     Args:
         folder: folder of pictures, searched recursively
         out: folder of the shards
-        split: beginning of the shards' names
-        size: the most that a shard may have, in 10^6 bytes
-        broken: pictures that cannot be decoded: name them and leave them out, name and keep them, or decode none
+        split: prefix of the shards' names
+        size: largest size of a shard, in 10^6 bytes
+        broken: pictures that cannot be decoded: name them and leave them out, name and keep them, or do not check
         workers: processes that read and decode
     """
     from gq_lightning.data.shards.writing import write_shards

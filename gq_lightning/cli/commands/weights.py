@@ -1,8 +1,8 @@
-"""Fetch and verify the LPIPS and Inception weights; say where they lie."""
+"""Fetch and verify the LPIPS and Inception weights."""
 
 
 def run() -> None:
-    """Fetch and verify the weights of LPIPS and of rFID's Inception; say where they lie."""
+    """Fetch and verify the weights of LPIPS and of rFID's Inception, and print where they are."""
     from rich.console import Console
     from rich.table import Table
 
