@@ -151,9 +151,7 @@ def test_best_works_beside_last(
     assert (finished / "config.yaml").read_bytes() == config
     (tmp_path / "a").mkdir()
     assert main(["fit", *fit, f"--runs={tmp_path}", "--name=a", "--ckpt_path=best"]) == 2
-    line = (
-        f"error: {tmp_path}/a/checkpoints/best.ckpt: no such checkpoint: give --ckpt_path last, best or a file: {tmp_path}"
-    )
+    line = f"error: {tmp_path}/a/checkpoints/best.ckpt: no such checkpoint: give --ckpt_path last, best or a file: {tmp_path}"
     assert last_line(capfd).startswith(line)
 
 
@@ -163,7 +161,7 @@ def test_a_run_is_not_mixed_with_the_checkpoint_of_another(fit: list[str], finis
     (other / "config.yaml").write_text("{}")
     call = ["fit", *fit, f"--runs={finished.parent}", "--name=other", f"--ckpt_path={finished}/checkpoints/last.ckpt"]
     assert main(call) == 2
-    assert "a run is there already" in last_line(capfd)
+    assert "a run exists there already" in last_line(capfd)
 
 
 # Length and validation

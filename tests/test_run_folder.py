@@ -75,7 +75,7 @@ def test_one_fit_at_a_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert process.stdout is not None
     worker = int(process.stdout.readline())
     try:
-        line = f"error: {tmp_path}/x: another fit is writing there: wait for its end, or choose another --name"
+        line = f"error: {tmp_path}/x: another fit is writing there: wait until it ends, or choose another --name"
         for more in ([], ["--overwrite=true"], ["--ckpt_path=last"]):
             assert main([*FIT, f"--runs={tmp_path}", "--name=x", *more]) == 2
             assert capfd.readouterr().err.splitlines()[-1] == line
@@ -147,7 +147,10 @@ def test_rank_0_claims_for_all(tmp_path: Path, environment: dict[str, str], firs
 def test_what_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     fill(tmp_path)
     run = RunFolder(tmp_path)
-    with pytest.raises(UserError, match=r"a run is there already; --ckpt_path last resumes it"), run.claimed(go_on=False, overwrite=False):
+    with (
+        pytest.raises(UserError, match=r"a run exists there already; --ckpt_path last resumes it"),
+        run.claimed(go_on=False, overwrite=False),
+    ):
         pass
     with run.claimed(go_on=True, overwrite=True):
         assert files(tmp_path) - {".claim"} == {*OWN, *FOREIGN}

@@ -79,7 +79,7 @@ def test_official_failures_are_source_errors(tmp_path, monkeypatch):
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
     urls = {"alexnet": (tmp_path / "broken.pth").as_uri(), "vgg16": (tmp_path / "absent.pth").as_uri()}
     monkeypatch.setattr(sources, "URLS", urls)
-    with pytest.raises(sources.SourceError, match="broken.pth gave cannot be read"):
+    with pytest.raises(sources.SourceError, match="broken.pth cannot be read"):
         sources.download("alexnet", progress=False)
     with pytest.raises(sources.SourceError, match="absent.pth cannot be reached"):
         sources.download("vgg16", progress=False)
@@ -96,9 +96,9 @@ def test_urls_are_those_of_the_networks_authors():
 def test_other_content_is_not_taken(home, alexnet, monkeypatch):
     wrong = {name: tensor + 1e-3 for name, tensor in alexnet.items()}
     monkeypatch.setattr(sources, "download", as_source(wrong))
-    with pytest.raises(UserError, match="other content than the pinned one"):
+    with pytest.raises(UserError, match="content found is not the pinned one"):
         weights.fetch("alexnet")
-    with pytest.raises(UserError, match="other content than the pinned one"):
+    with pytest.raises(UserError, match="content found is not the pinned one"):
         weights.store("alexnet", wrong)
     assert not (home / "alexnet.safetensors").exists()
     assert weights.store("alexnet", alexnet) == home / "alexnet.safetensors"

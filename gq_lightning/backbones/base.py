@@ -15,15 +15,15 @@ from gq_lightning.errors import UserError
 
 
 class Backbone(Recorded, nn.Module, ABC):
-    """The contract that every backbone keeps. Attributes, set by the subclass:
+    """The contract of every backbone. The subclass sets the attributes.
 
     Attributes:
-        encoder: images to features; its own module, so that `backbone.encoder.requires_grad_(False)` freezes it.
+        encoder: images to features; a separate module, so that `backbone.encoder.requires_grad_(False)` freezes it.
         decoder: latents to images.
-        encoder_channels: channels of the features, as the quantizer wants them.
-        latent_channels: channels of the latents, as the quantizer gives them.
+        encoder_channels: channels of the features that the quantizer takes.
+        latent_channels: channels of the latents that the quantizer returns.
         downsampling: pixels per position along one axis.
-        fixed_image_size: the one image size (pixels) that `encode` and `decode` accept, or None where any multiple of `downsampling` does.
+        fixed_image_size: the only image size (pixels) that `encode` and `decode` accept, or None if any multiple of `downsampling` works.
     """
 
     encoder: nn.Module
@@ -44,13 +44,13 @@ class Backbone(Recorded, nn.Module, ABC):
     @property
     @abstractmethod
     def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's last layer, where the adaptive adversarial weight is measured."""
+        """The weight of the decoder's last layer, at which the adaptive adversarial weight is computed."""
 
 
 def apply_block(block: nn.Module, inputs: Tensor, gradient_checkpointing: bool) -> Tensor:
-    """`block(inputs)`; with `gradient_checkpointing` its activations are computed again in the backward pass instead of being kept."""
+    """`block(inputs)`; with `gradient_checkpointing` the backward pass recomputes its activations instead of keeping them."""
     if gradient_checkpointing and torch.is_grad_enabled():
-        # the blocks draw no random numbers, so there is no generator state to save
+        # the blocks use no random numbers, so there is no generator state to save
         return checkpoint(block, inputs, use_reentrant=False, preserve_rng_state=False)
     return block(inputs)
 

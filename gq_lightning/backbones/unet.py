@@ -3,8 +3,8 @@
     image -> conv -> [blocks, downsample] per level -> middle -> norm, swish, conv -> features
     latents -> conv -> middle -> [blocks, upsample] per level -> norm, swish, conv -> image
 
-As the Gaussian Quant paper uses it (https://arxiv.org/abs/2512.06609): attention follows every block of one level, and the
-middle has none. There are no skip connections: the features are all that the decoder sees.
+As in the Gaussian Quant paper (https://arxiv.org/abs/2512.06609), attention follows every block of one level, and the middle has none.
+There are no skip connections, so the decoder sees only the latents.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ from gq_lightning.errors import UserError
 
 
 class PositionNorm(nn.LayerNorm):
-    """Layer normalisation of the channels at each position, (B, C, h, w) to the same shape: what a picture's size cannot change.
+    """Layer normalisation of the channels at each position, (B, C, h, w) to the same shape. The image size does not affect it.
 
-    It is timm's LayerNorm2d, which takes longer to import than torch.
+    Equal to timm's LayerNorm2d, which takes longer to import than torch.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,12 +31,12 @@ class PositionNorm(nn.LayerNorm):
 
 
 def normalization(channels: int, groups: int) -> nn.Module:
-    """In `groups` of channels over the whole map; over the channels of each position where `groups` is 0."""
+    """Group normalisation with `groups` groups of channels; with 0, layer normalisation of each position."""
     return nn.GroupNorm(groups, channels, eps=1e-6) if groups else PositionNorm(channels, eps=1e-6)
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over the positions of a map, added to it. (B, C, h, w) to the same shape."""
+    """Single-head self-attention over the positions of a map, with a residual connection. (B, C, h, w) to the same shape."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -96,14 +96,14 @@ class Upsample(nn.Module):
 
 @torch.no_grad()
 def initialize(network: nn.Module) -> None:
-    """Convolutions keep the variance of what they see, and residual branches begin as nothing.
+    """Initialises convolutions to keep the variance of their input, and residual branches to output zero.
 
-    Torch's own initialisation of a convolution loses two thirds of the variance each time, and the network is deep. From there the small
-    UNet of configs/backbone took about 1 500 steps of 8 photographs to discover colour; from here it has it after 400 (tokens of
-    22.2 and 23.6 dB in two runs instead of 19.6 on held-out photographs).
+    Torch's default initialisation loses two thirds of the variance in each convolution, and the network is deep. With the default, the
+    small UNet of configs/backbone took about 1 500 steps of 8 photographs to learn colour; with this one it takes 400 (tokens of 22.2
+    and 23.6 dB in two runs instead of 19.6 on held-out photographs).
     """
     if next(network.parameters()).is_meta:
-        return  # weights are loaded; to draw here would import half of torch's compiler
+        return  # weights will be loaded; drawing on the meta device would import half of torch's compiler
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -115,7 +115,7 @@ def initialize(network: nn.Module) -> None:
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, then `resample` to the next."""
+    """The residual blocks of one resolution, followed by `resample` to the next."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, latents, h, w) to images. `widths` go from coarse to fine, as do `levels`; each has one block more than the encoder's."""
+    """Latents (B, latents, h, w) to images. `widths` and `levels` go from coarse to fine; a level has one block more than the encoder's."""
 
     def __init__(
         self,
@@ -203,31 +203,31 @@ class Decoder(nn.Module):
 
 
 class UNet(Backbone):
-    """The autoencoder of latent diffusion; at its defaults, the paper's (section 5), with 86.97 M parameters.
+    """The autoencoder of latent diffusion. The defaults are the paper's (section 5), with 86.97 M parameters.
 
-    It is convolutional: images of any size, square or not, whose sides are multiples of `downsampling`, which is
+    It is convolutional and accepts images of any size, square or not, whose sides are multiples of `downsampling` =
     pixel_unshuffle * 2**(levels - 1).
 
     Args:
         encoder_channels: channels of the features, from the quantizer.
         latent_channels: channels of the latents, from the quantizer.
-        image_size: the size in pixels at which `attention_resolutions` are counted.
+        image_size: image size in pixels to which `attention_resolutions` refer.
         channels: width of the finest level before its multiplier.
         multipliers: width of each level in units of `channels`, from fine to coarse.
-        blocks: residual blocks of each level of the encoder; the decoder has one more.
-        attention_resolutions: levels that, on an image of `image_size`, have one of these resolutions get attention (on images of
-            any size); a resolution that no level has is ignored.
-        norm_groups: groups of every group normalisation. Each should have several channels: a group of one is an instance
-            normalisation, which takes an image's brightness and colour away from the decoder's last layer. With 16 channels at the
-            finest level, 240 steps on photographs ended with 22.2 dB in groups of two channels, 22.8 dB in groups of eight. 0 normalises
-            each position by itself, so that a part of a picture is seen alike whatever surrounds it.
-        gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
-        pixel_unshuffle: side of the squares of pixels that are one position of the finest level, on the way in and out. With 2 there is no
-            level at full resolution, where a channel costs the most.
+        blocks: residual blocks in each level of the encoder; the decoder has one more.
+        attention_resolutions: a level has attention if its resolution, for an image of `image_size`, is one of these. A resolution that
+            no level has is ignored.
+        norm_groups: groups of every group normalisation. Each group should have several channels: with one channel it is an instance
+            normalisation, which hides an image's brightness and colour from the decoder's last layer. With 16 channels at the finest
+            level, 240 steps on photographs ended at 22.2 dB with groups of two channels and at 22.8 dB with groups of eight. 0
+            normalises each position separately, so that a region's result does not depend on its surroundings.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        pixel_unshuffle: side of the square of pixels that forms one position of the finest level. With 2 there is no level at full
+            resolution, where a channel costs the most.
 
     Raises:
         UserError: a width is not a multiple of `norm_groups`, there is no level or no block, a size is not a multiple of
-            `downsampling`, or the network is too large, see `check_cost`.
+            `downsampling`, or the network is too large (see `check_cost`).
     """
 
     fixed_image_size = None
@@ -256,8 +256,8 @@ class UNet(Backbone):
             raise UserError(f"UNet: pixel_unshuffle {pixel_unshuffle}: give 1 or more")
         if norm_groups < 0 or any(width < 1 or (norm_groups and width % norm_groups) for width in (channels, *widths)):
             raise UserError(f"UNet: channels {channels} gives levels of width {widths}: make them multiples of norm_groups {norm_groups}")
-        # two convolutions of 3 x 3 a block, four blocks in the middles, the last layer of the encoder and the first of the decoder, and
-        # those at the pixels
+        # two 3x3 convolutions per block, four blocks in the middles, the encoder's last and the decoder's first layer, and the layers at
+        # the pixels
         weights = 18 * sum((2 * blocks + 1) * width**2 for width in widths)
         weights += 9 * widths[-1] * (8 * widths[-1] + encoder_channels + latent_channels)
         weights += 27 * pixel_unshuffle**2 * (channels + widths[0])

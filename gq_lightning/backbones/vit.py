@@ -1,6 +1,6 @@
 """VisionTransformer: the transformer autoencoder of BSQ-ViT, https://arxiv.org/abs/2406.07548 (Zhao et al. 2024).
 
-image -> patches -> linear -> transformer -> linear -> features (a map: no other file knows of sequences)
+image -> patches -> linear -> transformer -> linear -> features (a map; only this file handles sequences)
 latents -> linear -> transformer -> linear, tanh, linear -> patches -> image
 """
 
@@ -40,11 +40,11 @@ class Transformer(nn.Module):
     """Learned position embedding, LayerNorm, pre-norm blocks, LayerNorm. (B, positions, width) to the same shape."""
 
     def __init__(self, positions: int, width: int, layers: int, heads: int, mlp_ratio: float, gradient_checkpointing: bool) -> None:
-        from timm.models.vision_transformer import Block  # all of timm comes with it, which a UNet need not wait for
+        from timm.models.vision_transformer import Block  # imported late: slow, and a UNet does not need it
 
         super().__init__()
         self.position_embedding = nn.Parameter(torch.empty(positions, width))
-        if not self.position_embedding.is_meta:  # where weights are loaded, nothing is drawn: it would import half of torch's compiler
+        if not self.position_embedding.is_meta:  # drawing on the meta device would import half of torch's compiler
             nn.init.normal_(self.position_embedding, std=width**-0.5)
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(layers))
@@ -89,25 +89,25 @@ class Decoder(nn.Module):
 
 
 class VisionTransformer(Backbone):
-    """Transformers over patches; at its defaults, the Gaussian Quant paper's (section 5), with 174.83 M parameters.
+    """Transformers over patches. The defaults are the Gaussian Quant paper's (section 5), with 174.83 M parameters.
 
-    The position embedding is learned for one image size, `fixed_image_size`: larger pictures are handled in windows by the tokenizer.
+    The position embedding is learned for one image size, `fixed_image_size`. The tokenizer handles larger images in windows.
 
     Args:
         encoder_channels: channels of the features, from the quantizer.
         latent_channels: channels of the latents, from the quantizer.
         image_size: side of the images in pixels, a multiple of `patch_size`.
-        patch_size: side of a patch in pixels, the downsampling.
-        width: dimensions of the transformers.
+        patch_size: side of a patch in pixels; equals the downsampling.
+        width: width of the transformers.
         layers: blocks of the encoder, and of the decoder.
-        heads: attention heads; they divide `width`.
+        heads: attention heads; must divide `width`.
         mlp_ratio: hidden width of the blocks' MLP in units of `width`.
-        head_width: hidden width of the tanh layer that ends the decoder.
-        gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
+        head_width: hidden width of the decoder's final tanh layer.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
 
     Raises:
-        UserError: `heads` does not divide `width`, `image_size` is not a multiple of `patch_size`, the network is too large (see
-            `check_cost`), or, later, an image or a map of latents is not of that size.
+        UserError: `heads` does not divide `width`, `image_size` is not a multiple of `patch_size`, or the network is too large (see
+            `check_cost`). `encode` and `decode` raise it for inputs of another size.
     """
 
     training_arguments = frozenset({"gradient_checkpointing"})
@@ -127,7 +127,7 @@ class VisionTransformer(Backbone):
     ) -> None:
         super().__init__()
         sizes = {"patch_size": patch_size, "width": width, "layers": layers, "mlp_ratio": mlp_ratio, "head_width": head_width}
-        # a position's embedding, a patch's two layers, and a block's attention and MLP, in encoder and decoder
+        # position embedding, the patches' two layers, attention and MLP of the blocks, in encoder and decoder
         tokens = (image_size / max(patch_size, 1)) ** 2
         weights = 2 * width * (tokens + 3 * patch_size**2 + 2 * layers * width * (2 + mlp_ratio) + encoder_channels + latent_channels)
         weights += head_width * (width + 3 * patch_size**2)
@@ -156,8 +156,8 @@ class VisionTransformer(Backbone):
         height, width = grid.shape[-2:]
         if (height, width) != (side, side):
             raise UserError(
-                f"VisionTransformer: {what} of {height}x{width} given where {side}x{side} is expected: "
-                f"resize it, set image_size, or go through the tokenizer, which cuts pictures into windows"
+                f"VisionTransformer: {what} is {height}x{width}, not {side}x{side}: "
+                f"resize it, set image_size, or use the tokenizer, which cuts images into windows"
             )
 
     @property

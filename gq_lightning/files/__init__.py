@@ -1,4 +1,4 @@
-"""Where the package keeps files of its own, and how files are opened, read and written."""
+"""Run folders and the cache folder, and safe opening, reading and writing of files."""
 
 from gq_lightning.files.opening import open_regular, parse_json
 from gq_lightning.files.run_folder import RunFolder

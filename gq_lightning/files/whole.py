@@ -1,9 +1,9 @@
-"""How a file is written: whole, or not at all.
+"""Atomic writes: a file is written completely or not at all.
 
 .NAME.0123456789ab.tmp, locked by its writer --fsync--> NAME --fsync of the folder
 
-The kernel releases a lock when its process ends, however that happens. So a temporary file without one is what a killed writer has
-left, and the next process that writes NAME removes it.
+The kernel releases a lock when its process ends for any reason. So an unlocked temporary file was left by a killed writer, and the next
+process that writes NAME removes it.
 """
 
 import os
@@ -26,56 +26,56 @@ except ImportError:  # not on Unix
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp", re.DOTALL)
-# bytes of a name, so that the temporary one is not too long for the file system
+# bytes of the name within a temporary name, so that the latter is not too long for the file system
 LONGEST = 200
 
 
 def cache_folder() -> Path:
-    """``GQ_LIGHTNING_HOME``, else the user's cache folder."""
+    """``GQ_LIGHTNING_HOME`` if set, else the user's cache folder."""
     home = os.environ.get("GQ_LIGHTNING_HOME")
     return Path(home).expanduser() if home else user_cache_path("gq_lightning")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, with its folder. Raises UserError where that fails; the file that was there stays."""
+    """Writes a file, creating its folder. Raises UserError if that fails; an existing file then stays unchanged."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             file.write(data)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}: make room, or choose another place") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}: make room, or choose another folder") from error
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes `path` when the block ends well. Its folder exists. Raises OSError."""
+    """Opens a file that becomes `path` when the block ends without an error. The folder must exist. Raises OSError."""
     with Draft(path) as draft:
         yield draft.file
         draft.place()
 
 
 class Draft:
-    """A file under a temporary name beside `path`, which is to become `path`. As a context it discards what has not been placed.
+    """A temporary file next to `path` that becomes `path` by `place`. As a context manager it discards a file that was not placed.
 
     Attributes:
-        path: what it is to become.
-        file: what to write to.
+        path: the final path.
+        file: the open file to write to.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.file = path, _begin(path)
 
     def complete(self) -> None:
-        """Waits until all of it is on the disk. Raises OSError."""
+        """Flushes the file to disk. Raises OSError."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
     def place(self, name: str | None = None) -> None:
-        """Gives it its name, or another one beside, completed. Raises OSError."""
+        """Completes the file and gives it its final name, or `name` in the same folder. Raises OSError."""
         self.complete()
         os.replace(self.file.name, self.path.with_name(name) if name else self.path)
         self.file.close()
-        with suppress(OSError):  # the new name, too, is to survive a power failure; not every file system can do that
+        with suppress(OSError):  # so that the name survives a power failure; not every file system supports this
             folder = os.open(self.path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -83,11 +83,11 @@ class Draft:
                 os.close(folder)
 
     def discard(self) -> None:
-        """Removes it, unless it has been placed."""
+        """Removes the file unless it has been placed."""
         if not self.file.closed:
             with suppress(OSError):
                 os.unlink(self.file.name)
-            with suppress(OSError):  # a full disk may refuse what is still in the buffer
+            with suppress(OSError):  # flushing the buffer may fail on a full disk
                 self.file.close()
 
     def __enter__(self) -> "Draft":
@@ -99,7 +99,7 @@ class Draft:
 
 @contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Waits until no other one is within this block for the same folder, where the file system has locks. Raises OSError."""
+    """Lets one process at a time run the block for a folder, if the file system has locks. Raises OSError."""
     if fcntl is None:
         yield
         return
@@ -116,10 +116,10 @@ def lock(file: IO) -> bool:
     """Locks a file for this process until it is closed or the process ends.
 
     Returns:
-        Whether that went well: False if another process holds the lock, or has removed or renamed the file.
+        True if it is locked; False if another process holds the lock, or has removed or renamed the file.
 
     Raises:
-        OSError: there are no locks on this system, or on that file system.
+        OSError: the system or the file system has no locks.
     """
     if fcntl is None:
         raise OSError("no locks on this system")
@@ -131,7 +131,7 @@ def lock(file: IO) -> bool:
 
 
 def _begin(path: Path) -> BinaryIO:
-    """A new temporary file, which no other writer shares."""
+    """Opens a new temporary file, locked for this writer."""
     name = os.fsdecode(os.fsencode(path.name)[:LONGEST])
     for left in _leftovers(path.parent.absolute()).pop(name, ()):
         _remove_unless_alive(left)
@@ -141,15 +141,15 @@ def _begin(path: Path) -> BinaryIO:
             if lock(file):
                 return file
         except OSError:
-            return file  # unlocked: what a kill leaves of it stays
-        # removed by one who came between our making and our locking it
+            return file  # unlocked: a kill would leave it behind for good
+        # another process removed the file between creation and locking
         file.close()
 
 
 @cache
 def _leftovers(folder: Path) -> dict[str, list[Path]]:
-    """Temporary files, by the name of what they were to become, as this process finds them first: to list the folder at each write would
-    make the time to fill it quadratic in its files."""
+    """Temporary files by final name, listed once per process and folder: a listing at each write would make the time to fill a folder
+    quadratic in the number of files."""
     found: dict[str, list[Path]] = {}
     with os.scandir(folder) as entries:
         for entry in entries:

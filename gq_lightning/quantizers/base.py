@@ -1,10 +1,10 @@
-"""Quantizer: features to latents (in training), to tokens and back (everywhere else). Three verbs, on the last axis of any shape:
+"""Quantizer: features to latents (in training), to tokens and back (everywhere else). Three methods work on the last axis of any shape:
 
 features (..., encoder_channels) --forward-----> Quantized.latents (..., latent_channels)    the training relaxation
 features (..., encoder_channels) --tokenize----> tokens (..., tokens_per_position) int64
-tokens (..., tokens_per_position) --detokenize-> latents (..., latent_channels)              what a receiver decodes
+tokens (..., tokens_per_position) --detokenize-> latents (..., latent_channels)              the decoder's input
 
-A quantizer of Gaussian posteriors has a fourth, `posterior`, and is a PosteriorQuantizer.
+A quantizer with Gaussian posteriors also has `posterior` and is a PosteriorQuantizer.
 """
 
 import math
@@ -26,12 +26,12 @@ INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, to
 
 @dataclass(frozen=True)
 class Posterior:
-    """Diagonal Gaussians, float32 or wider, and what they cost against N(0, 1): the KL divergence, in bits.
+    """Diagonal Gaussians, float32 or wider, and their KL divergence from N(0, 1) in bits.
 
     Attributes:
         mean, log_variance: (..., latent_channels).
-        bits: (..., tokens_per_position), of each token.
-        dimension_bits: (latent_channels,), of each dimension, averaged over all positions.
+        bits: (..., tokens_per_position), the divergence of each token.
+        dimension_bits: (latent_channels,), the divergence of each dimension, averaged over all positions.
     """
 
     mean: Tensor
@@ -45,13 +45,13 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `forward` returns.
+    """The result of `forward`.
 
     Attributes:
         latents: (..., latent_channels), for the decoder; gradients flow to the features.
-        penalty: scalar, added to the loss of reconstruction, which is a sum over the pixels of an image, averaged over the images.
-        posterior: detached, where the quantizer has one.
-        diagnostics: detached scalars by name, for those who look into a method.
+        penalty: scalar, added to the reconstruction loss, which is summed over the pixels of an image and averaged over images.
+        posterior: detached; None if the quantizer has no posterior.
+        diagnostics: detached scalars by name.
     """
 
     latents: Tensor
@@ -61,14 +61,14 @@ class Quantized:
 
 
 class Quantizer(Recorded, nn.Module, ABC):
-    """The contract that every quantizer keeps. Attributes, set by the subclass:
+    """The contract of every quantizer. The subclass sets the attributes.
 
     Attributes:
-        encoder_channels: channels of the features that it wants.
-        latent_channels: channels of the latents that it gives.
+        encoder_channels: channels of the features it takes.
+        latent_channels: channels of the latents it returns.
         codebook_size: tokens are integers in [0, codebook_size).
         tokens_per_position: tokens at each position of the grid.
-        bits_per_position: tokens_per_position * log2(codebook_size), of the real codebook.
+        bits_per_position: tokens_per_position * log2(codebook_size), with the actual codebook size.
     """
 
     encoder_channels: int
@@ -79,7 +79,7 @@ class Quantizer(Recorded, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Tensor) -> Quantized:
-        """The differentiable relaxation that training uses, with its penalty; the same in train and eval mode."""
+        """The differentiable relaxation used in training, and its penalty; the same in train and eval mode."""
 
     @abstractmethod
     def tokenize(self, features: Tensor) -> Tensor:
@@ -94,29 +94,28 @@ class Quantizer(Recorded, nn.Module, ABC):
         """
 
     def candidates(self, features: Tensor, count: int) -> Tensor:
-        """The `count` tokens that fit best, in place of the one of `tokenize`, which is the first: (..., tokens_per_position, count).
+        """The `count` best tokens, best first, the first being that of `tokenize`: (..., tokens_per_position, count).
 
         Raises:
-            UserError: this quantizer has no order of its tokens, or fewer of them.
+            UserError: this quantizer cannot rank tokens, or has fewer than `count`.
         """
-        raise UserError(f"refine: {type(self).__name__} cannot name a token's next best ones: leave it out")
+        raise UserError(f"refine: {type(self).__name__} cannot rank alternative tokens: leave it out")
 
     def coarser(self, bits: int) -> "Quantizer":
-        """The same with tokens of `bits` bits, which are the first bits of its own tokens; parameters and buffers are shared.
+        """This quantizer with tokens of `bits` bits, the leading bits of its own tokens; parameters and buffers are shared.
 
         Raises:
-            UserError: the bits of its tokens have no order, or are fewer.
+            UserError: the bits of its tokens are not ordered, or are fewer than `bits`.
         """
-        raise UserError(f"bits: the tokens of a {type(self).__name__} cannot be cut short: leave it out")
+        raise UserError(f"bits: the tokens of a {type(self).__name__} cannot be shortened: leave it out")
 
 
 class PosteriorQuantizer(Quantizer):
-    """A quantizer of Gaussian posteriors: a Gaussian VAE before its conversion.
+    """A quantizer with Gaussian posteriors: a Gaussian VAE before its conversion.
 
     Attributes:
-        tdc: the constraint on the divergence of its tokens, whose multipliers the TDC callback moves; None where there is nothing to
-            constrain, the divergence being exact.
-        vae: the quantizer that the Gaussian VAE was trained with, whose posteriors these are; None where they are its own.
+        tdc: the constraint on the divergence of its tokens, whose multipliers the TDC callback updates; None if the divergence is exact.
+        vae: the quantizer that the Gaussian VAE was trained with and that defines the posteriors; None if they are its own.
     """
 
     tdc: TargetDivergence | None
@@ -125,12 +124,12 @@ class PosteriorQuantizer(Quantizer):
 
     @abstractmethod
     def posterior(self, features: Tensor) -> Posterior:
-        """Features (..., encoder_channels) to the posteriors that they stand for; gradients flow to the features."""
+        """Features (..., encoder_channels) to their posteriors; gradients flow to the features."""
 
     def with_posterior_of(self, vae: "PosteriorQuantizer") -> Self:
-        """This quantizer, with the posteriors of the one that the encoder was trained with: features keep the meaning they had.
+        """This quantizer with the posteriors of `vae`, the quantizer that the encoder was trained with.
 
-        It is made anew, with `vae` for its argument of that name, unless its own posteriors are the same.
+        Returns a new quantizer with the argument `vae`, or this one if its own posteriors are the same.
         """
         device = next(vae.buffers()).device
         features = torch.linspace(-8, 8, 64 * vae.encoder_channels, device=device).view(64, -1)
@@ -141,22 +140,22 @@ class PosteriorQuantizer(Quantizer):
 
 
 def tokens_of_rate(bits_per_position: float, codebook_size: int) -> tuple[int, float]:
-    """Tokens per position, and bits of each, that a rate takes with codebooks of one size.
+    """Tokens per position and bits per token for a rate and a codebook size.
 
-    Half a bit a token is the TDC's own tolerance: 64 000 codewords serve 16 bits, 32 768 do not.
+    The rate may differ by half a bit per token, the TDC's own tolerance: 64 000 codewords fit 16 bits, 32 768 do not.
 
     Raises:
-        UserError: the rate is no whole number of tokens.
+        UserError: the rate is not a whole number of tokens.
     """
     if codebook_size < 2:
-        raise UserError(f"codebook_size: {codebook_size} is less than 2")
+        raise UserError(f"codebook_size: {codebook_size}: give 2 or more")
     bits = math.log2(codebook_size)
     tokens = round(bits_per_position / bits)
     if tokens < 1 or abs(bits_per_position - tokens * bits) > 0.5 * tokens:
         count = max(tokens, 1)
         raise UserError(
-            f"bits_per_position: {bits_per_position:g} is not a whole number of tokens of {bits:g} bits, codebook_size being"
-            f" {codebook_size}: use {count * bits:g} bits or a codebook of 2^{bits_per_position / count:g}"
+            f"bits_per_position: {bits_per_position:g} is not a whole number of tokens of {bits:g} bits (codebook_size"
+            f" {codebook_size}): use {count * bits:g} bits or a codebook of 2^{bits_per_position / count:g}"
         )
     return tokens, bits
 
@@ -164,17 +163,17 @@ def tokens_of_rate(bits_per_position: float, codebook_size: int) -> tuple[int, f
 def check_reduction(reduction: str) -> PenaltyReduction:
     """Raises UserError unless `reduction` is one of `PenaltyReduction`."""
     if reduction not in get_args(PenaltyReduction):
-        raise UserError(f"penalty_reduction: {reduction!r} is neither 'element_mean' nor 'image_sum'")
+        raise UserError(f"penalty_reduction: {reduction!r}: give 'element_mean' or 'image_sum'")
     return reduction  # type: ignore[return-value]
 
 
 def reduced(mean: Tensor, elements: int, features: Tensor, reduction: PenaltyReduction) -> Tensor:
-    """A term of the penalty under `penalty_reduction`, from its mean over all elements of the batch.
+    """Scales a term of the penalty by `penalty_reduction`, from its mean over all elements of the batch.
 
-    `element_mean` is that mean, as in the published code. `image_sum` is the sum over the elements of an image, averaged over the images,
-    that is positions * elements times as much.
+    `element_mean` is that mean, as in the published code. `image_sum` is the sum over the elements of an image, averaged over images,
+    which is positions * elements times as large.
 
-    Data parallel training and accumulation average the means of equally large batches, which is the mean of all.
+    Data-parallel training and accumulation average the means of batches of equal size, which gives the mean over all of them.
 
     Args:
         mean: scalar.
@@ -188,16 +187,16 @@ def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -
     """Tokens (..., tokens_per_position) of any integer type, as int64.
 
     Raises:
-        UserError: they are no integers, or not in [0, codebook_size), or the last axis has another length.
+        UserError: they are not integers, not in [0, codebook_size), or the last axis has another length.
     """
     if tokens.dtype not in INTEGERS:
         raise UserError(f"tokens are {tokens.dtype}: give integers (int64)")
     if tokens.ndim == 0 or tokens.shape[-1] != tokens_per_position:
         raise UserError(f"tokens of shape {tuple(tokens.shape)}: the last axis must have {tokens_per_position} tokens per position")
-    # from 2^63 on, those of uint64 become negative
+    # uint64 values from 2^63 on become negative, and are refused below
     tokens = tokens.long()
     if tokens.numel() and not tokens.is_meta:
         lowest, highest = (int(value) for value in tokens.aminmax())
         if lowest < 0 or highest >= codebook_size:
-            raise UserError(f"tokens from {lowest} to {highest} are out of range: this codebook has tokens from 0 to {codebook_size - 1}")
+            raise UserError(f"tokens from {lowest} to {highest} are out of range: give tokens from 0 to {codebook_size - 1}")
     return tokens

@@ -1,8 +1,8 @@
 """Gaussian codebooks, https://arxiv.org/abs/2512.06609: K vectors of m values from N(0, 1), fixed by a recipe.
 
-A codebook is never trained and so never needs to be stored, only its recipe. But tokens outlive library versions, and a
-generator that draws other numbers would silently turn all of them into noise. So the generators are ones whose streams are
-specified, and whoever stores a recipe stores the `fingerprint` of what it gave, and compares.
+A codebook is never trained, so only its recipe is stored. But tokens outlive library versions, and a generator that draws other numbers
+would silently turn them all into noise. So the generators have specified streams, and a recipe is stored together with the `fingerprint`
+of its codebook, which is compared on loading.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
     Args:
         generator: `iid` draws independent normals (the paper). `sobol` maps the first `size` points of a scrambled Sobol
             sequence, drawn in float32, through the inverse normal distribution function (the published models, with seed 42).
-            `quantile` divides N(0, 1) into `size` bins of equal probability and takes the median of each, in ascending order; one
-            dimension, and nothing random, so the seed does not matter.
+            `quantile` divides N(0, 1) into `size` bins of equal probability and takes the median of each, in ascending order. It is
+            limited to one dimension and ignores the seed.
         size: K, number of codewords.
         dimensions: m, values per codeword.
         seed: of the generator.
 
     Raises:
-        UserError: an unknown generator, or a size or dimension that it cannot give.
+        UserError: the generator is unknown or does not support the size or the dimensions.
     """
     check_codebook(size, dimensions)
     if generator == "iid":
@@ -41,18 +41,18 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
         return torch.from_numpy(np.random.RandomState(seed).standard_normal((size, dimensions)).astype(np.float32))
     if generator == "sobol":
         if dimensions > SobolEngine.MAXDIM:
-            raise UserError(f"codebook: sobol gives at most {SobolEngine.MAXDIM} dimensions, not {dimensions}; use iid")
+            raise UserError(f"codebook: sobol has at most {SobolEngine.MAXDIM} dimensions, not {dimensions}; use iid")
         return _sobol(size, dimensions, seed)
     if generator == "quantile":
         if dimensions != 1:
             raise UserError(f"codebook: quantile has groups of 1 dimension, not {dimensions}; use iid, or one token per latent channel")
         centres = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) / size
         return torch.special.ndtri(centres).float().unsqueeze(1)
-    raise UserError(f"codebook: {generator!r} is none of 'iid', 'sobol' and 'quantile'")
+    raise UserError(f"codebook: {generator!r}: give 'iid', 'sobol' or 'quantile'")
 
 
 def check_codebook(size: int, dimensions: int) -> None:
-    """Raises UserError unless there are 2 codewords or more, of one value or more, and 2^27 values at most (0.5 GB, seconds to draw)."""
+    """Raises UserError unless there are at least 2 codewords of at least one value, and at most 2^27 values (0.5 GB, seconds to draw)."""
     if size < 2 or dimensions < 1:
         raise UserError(f"codebook_size must be at least 2 and group_size at least 1, not {size} and {dimensions}")
     if size * dimensions > MOST_VALUES:
@@ -60,21 +60,21 @@ def check_codebook(size: int, dimensions: int) -> None:
 
 
 def ordered(codebook: Tensor, order: Order) -> Tensor:
-    """The codewords (K, m) in an order of this recipe.
+    """The codewords (K, m), reordered.
 
     Args:
-        order: `none` leaves them as drawn. `tree` makes the bits of a token the way down a balanced binary tree: at each node the
-            codewords are sorted along the axis of their largest variance (the first of equal ones, in float64) and halved. So the first
-            k bits name one of 2^k cells of equal size, each smaller than the cell around it.
+        order: `none` keeps the order of the draw. `tree` makes the bits of a token the path down a balanced binary tree: at each node the
+            codewords are sorted along the axis of largest variance (in float64; the first axis wins a tie) and halved. So the first k
+            bits select one of 2^k cells of equal size, nested within each other.
 
     Raises:
-        UserError: an unknown order, or a tree over a number of codewords that is no power of two.
+        UserError: the order is unknown, or a tree's number of codewords is not a power of two.
     """
     if order == "none":
         return codebook
     size = len(codebook)
     if order != "tree":
-        raise UserError(f"order: {order!r} is neither 'none' nor 'tree'")
+        raise UserError(f"order: {order!r}: give 'none' or 'tree'")
     if size & (size - 1):
         raise UserError(f"order: a tree needs a codebook_size that is a power of two, not {size}: use order none")
     values = codebook.double().numpy()
@@ -89,14 +89,14 @@ def ordered(codebook: Tensor, order: Order) -> Tensor:
 def _sobol(size: int, dimensions: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     with torch.device("cpu"):
         uniform = SobolEngine(dimensions, scramble=True, seed=seed).draw(size, dtype=dtype).double()
-    # Points are multiples of 2^-30, rounded to float32: 0 and 1 may occur, whose quantiles are infinite. The bounds move no other point,
-    # and the published codebooks have neither.
+    # The points are multiples of 2^-30, rounded to float32, so 0 and 1 may occur, whose quantiles are infinite. The clamp changes no other
+    # point, and the published codebooks contain neither.
     half_step = 2.0**-31
     return torch.special.ndtri(uniform.clamp(half_step, 1 - half_step)).float()
 
 
 def fingerprint_of_float64_points(size: int, dimensions: int, seed: int) -> bytes:
-    """The fingerprint of the `sobol` codebook of this recipe as earlier versions drew it."""
+    """The fingerprint of the `sobol` codebook that earlier versions drew for this recipe."""
     return fingerprint(_sobol(size, dimensions, seed, torch.float64))
 
 

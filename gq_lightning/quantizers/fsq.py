@@ -3,11 +3,11 @@
     features --forward, tokenize--> bound(features) rounded, gradients straight through the rounding
     tokens   --detokenize---------> the same point of the grid
 
-A token's digits are its channels' levels, counted from 0, the first channel's being the most significant: where the channels have 8, 8
-and 5 levels, the levels 7, 0 and 3 are the token (7 * 8 + 0) * 5 + 3.
+A token's digits are its channels' levels, counted from 0, most significant first. For channels of 8, 8 and 5 levels, the levels 7, 0 and
+3 are the token (7 * 8 + 0) * 5 + 3.
 
-The grid is `vector_quantize_pytorch.FSQ`'s. Its bound is the paper's listing with the artanh that centres an even number of levels in
-place of the listing's tan, and levels that reach a thousandth further instead of less far.
+The grid is `vector_quantize_pytorch.FSQ`'s. Its bound differs from the paper's listing in two ways: it centres an even number of levels by
+artanh instead of tan, and its levels reach a thousandth further instead of less far.
 """
 
 import math
@@ -20,26 +20,26 @@ from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
 from gq_lightning.quantizers.search import k_best_codewords
 
-# the library adds up a token's digits in float32
+# the library sums a token's digits in float32
 LARGEST_CODEBOOK = 2**20
-# beyond it the thousandth by which its bound reaches further is a level of its own
+# with more levels, the extra thousandth of the bound would be a level of its own
 MOST_LEVELS = 1000
 
 
 class FiniteScalarQuantizer(Quantizer):
-    """Tokens are points of a fixed grid with values in [-1, 1]; nothing is learned and the penalty is 0.
+    """Tokens are points of a fixed grid with values in [-1, 1]. Nothing is learned, and the penalty is 0.
 
     Args:
-        bits_per_position: rate at each position of the grid, a whole number of tokens within half a bit each. The attribute of this name is
-            the rate of the real grid: with levels 8, 8, 8, 5, 5, 5 it is 15.97 bits for 16.
-        levels: levels of each channel of one token; their product is the codebook's size, at most 2^20. 16, 16, 16, 16 is four channels of
-            4 bits, and 4, 4, 4, 4, 4, 4, 4, 4 eight channels of 2. An even number of levels lies half a step below the symmetric grid, 0
-            being one of them (the paper). With 2 levels that leaves no centre, so a list with a 2 in it has the symmetric grid of
-            https://arxiv.org/abs/2411.19842 in all its channels.
+        bits_per_position: rate at each position of the grid, a whole number of tokens to within half a bit each. The attribute of this
+            name is the rate of the actual grid: for levels 8, 8, 8, 5, 5, 5 and 16 bits it is 15.97.
+        levels: levels of each channel of a token; their product is the codebook size, at most 2^20. 16, 16, 16, 16 is four channels of
+            4 bits; 4, 4, 4, 4, 4, 4, 4, 4 is eight channels of 2 bits. An even number of levels is shifted half a step below the
+            symmetric grid, so that 0 is a level (the paper). Two levels would have no centre, so a list that contains a 2 uses the
+            symmetric grid of https://arxiv.org/abs/2411.19842 in all its channels.
     """
 
     def __init__(self, bits_per_position: int = 16, levels: Sequence[int] = (16, 16, 16, 16)) -> None:
-        from vector_quantize_pytorch import FSQ  # takes as long to import as torch
+        from vector_quantize_pytorch import FSQ  # imported late: it takes as long as torch
 
         super().__init__()
         levels = list(levels)
@@ -55,10 +55,10 @@ class FiniteScalarQuantizer(Quantizer):
         tokens, bits = tokens_of_rate(bits_per_position, self.codebook_size)
         self.levels, self.tokens_per_position, self.bits_per_position = levels, tokens, tokens * bits
         self.encoder_channels = self.latent_channels = tokens * len(levels)
-        # its first channel is the least significant digit, so it has our channels in reverse;
-        # without return_indices it does not write the whole grid into memory
+        # the library's first channel is the least significant digit, so it gets our channels in reverse order;
+        # return_indices=False keeps it from materialising the whole grid
         self.grid = FSQ(levels[::-1], preserve_symmetry=2 in levels, return_indices=False)
-        self._points: Tensor | None = None  # all of it, (codebook_size, channels of a token), once `candidates` needs it
+        self._points: Tensor | None = None  # the grid, (codebook_size, channels of a token), built when `candidates` needs it
 
     def forward(self, features: Tensor) -> Quantized:
         latents = self._round(features).flip(-1).flatten(-2)
@@ -68,12 +68,12 @@ class FiniteScalarQuantizer(Quantizer):
     def tokenize(self, features: Tensor) -> Tensor:
         points = self._round(features)
         if points.isnan().any():
-            raise UserError("features must be numbers: the encoder's are not finite")
+            raise UserError("the encoder's features are not finite: the training diverged, or the weights are damaged")
         return self.grid.codes_to_indices(points).long()
 
     @torch.no_grad()
     def candidates(self, features: Tensor, count: int) -> Tensor:
-        """The points of the grid nearest to the features, counted in levels of each channel."""
+        """The points of the grid nearest to the features, with distances measured in levels."""
         levels = torch.tensor(self.levels, device=features.device)
         x = self._split(features)
         if self.grid.preserve_symmetry:
@@ -91,7 +91,7 @@ class FiniteScalarQuantizer(Quantizer):
 
     def detokenize(self, tokens: Tensor) -> Tensor:
         tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
-        # flat, because the library takes more axes for an image and moves the last one
+        # flattened, because the library would take more axes for an image and move the last one
         return self.grid.indices_to_codes(tokens.flatten()).flip(-1).view(*tokens.shape[:-1], self.latent_channels)
 
     def _round(self, features: Tensor) -> Tensor:

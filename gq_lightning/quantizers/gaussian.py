@@ -4,8 +4,8 @@
                                   --tokenize----> the codeword of N(0, 1) noise that fits the posterior best
                      tokens       --detokenize--> that codeword
 
-A token covers a group of m latent dimensions at one position, and its codebook has K = 2^B codewords; the conversion is good
-where the KL of every token is near B bits, which the target divergence constraint (`tdc`) sees to in training.
+A token covers a group of m latent dimensions at one position, and its codebook has K = 2^B codewords. The conversion works well if the
+KL of every token is near B bits, which the target divergence constraint (`tdc`) enforces in training.
 """
 
 import copy
@@ -31,29 +31,29 @@ class GaussianQuantizer(PosteriorQuantizer):
 
     Args:
         bits_per_position: rate at each position of the grid. A whole number of tokens of log2(codebook_size) bits.
-        latent_channels: latent dimensions per position, shared equally by the tokens. None takes one for every two bits; the paper has 16
-            at every rate.
-        codebook_size: K, codewords per codebook; one codebook serves all tokens.
-        codebook: `iid` normal draws (the paper), `sobol` quantiles (the published models), or `quantile`, evenly spaced ones (TokenBridge;
-            groups of one channel only).
+        latent_channels: latent dimensions per position, shared equally by the tokens. None takes one for every two bits; the paper uses
+            16 at every rate.
+        codebook_size: K, the number of codewords; all tokens share one codebook.
+        codebook: `iid` normal draws (the paper), `sobol` quantiles (the published models), or `quantile`, evenly spaced quantiles
+            (TokenBridge; groups of one channel only).
         seed: of the codebook.
         prior_weight: weight omega of the prior in the score of a codeword, see `best_codewords`. The published models use 1.
         layout: which channels form group g of n, with m channels each: `contiguous` g*m .. g*m+m-1, or `strided` g, g+n,
             g+2n, ... (the published models).
-        tdc_alpha: half width of the TDC's tolerance band, bits.
+        tdc_alpha: half-width of the TDC's tolerance band, in bits.
         tdc_beta: the TDC's factor per step.
-        tdc_variant: of the TDC, `paper` or `reference`; `fixed` for a plain Gaussian VAE, whose KL has one weight.
+        tdc_variant: rule of the TDC, `paper` or `reference`; `fixed` gives a plain Gaussian VAE with a constant KL weight.
         penalty_weight: weight of the KL penalty (in bits, summed over the tokens of an image) in the loss.
-        clamp_variance: tokenize as if no variance exceeded 1 / prior_weight. Beyond it the posterior is wider than the weighted
-            prior, and the score would favour the longest codeword wherever the mean lies. Turn it off for published models.
-        initial_log_variance: added to the log-variances that the encoder gives, so that training begins with it, the features being
-            near 0 then. None takes -2 ln 2 * bits_per_position / latent_channels, at which a dimension's share of the bits costs its
-            share: from 0 a posterior is as wide as the prior, and the multipliers spend hundreds of steps until tokens cost anything.
-        exact_divergence: make the KL of every token equal to log2(codebook_size) on any picture, see `exact`. There is no penalty then,
-            the TDC callback is not wanted, and the encoder's log-variances count by their differences within a token alone.
-        vae: the quantizer that the encoder was trained with, whose posteriors it takes; `callbacks.GaussianQuant` gives it.
-        order: of the codewords, see `codebook.ordered`. `tree` gives the bits of a token a meaning, from coarse to fine, which a prior and
-            tokens of fewer bits need. Tokens of another order are other numbers for the same latents.
+        clamp_variance: clamp variances to 1 / prior_weight in `tokenize`. Above it the posterior is wider than the weighted prior, and
+            the score would favour the longest codeword regardless of the mean. Turn it off for published models.
+        initial_log_variance: added to the encoder's log-variances. Features are near 0 at the start, so training begins with this value.
+            None takes -2 ln 2 * bits_per_position / latent_channels, at which each dimension costs its share of the bits. From 0,
+            posteriors would be as wide as the prior, and the multipliers would need hundreds of steps before tokens cost anything.
+        exact_divergence: make the KL of every token equal to log2(codebook_size) on any image, see `exact`. There is then no penalty, the
+            TDC callback has no effect, and only differences of log-variances within a token matter.
+        vae: the quantizer that the encoder was trained with and that defines the posteriors; set by `callbacks.GaussianQuant`.
+        order: order of the codewords, see `codebook.ordered`. `tree` orders the bits of a token from coarse to fine, which priors and
+            shortened tokens need. Changing the order changes the token numbers of the same latents.
     """
 
     codewords: Tensor
@@ -83,9 +83,9 @@ class GaussianQuantizer(PosteriorQuantizer):
     ) -> None:
         super().__init__()
         if layout not in ("contiguous", "strided"):
-            raise UserError(f"layout: {layout!r} is neither 'contiguous' nor 'strided'")
+            raise UserError(f"layout: {layout!r}: give 'contiguous' or 'strided'")
         if not 0 <= prior_weight <= 1:
-            raise UserError(f"prior_weight: {prior_weight} is not in [0, 1]")
+            raise UserError(f"prior_weight: {prior_weight}: give a number in [0, 1]")
         if not math.isfinite(penalty_weight) or not math.isfinite(initial_log_variance or 0.0):
             raise UserError(f"penalty_weight {penalty_weight} and initial_log_variance {initial_log_variance} must be finite")
         tokens, bits = tokens_of_rate(bits_per_position, codebook_size)
@@ -102,7 +102,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         self.penalty_weight, self.target_bits = float(penalty_weight), bits
         share = self.bits_per_position / latent_channels
         self.initial_log_variance = -2 * math.log(2) * share if initial_log_variance is None else float(initial_log_variance)
-        # written down as the numbers they were: another codebook for this encoder, of another rate, must not move them
+        # record the derived numbers, so that attaching a codebook of another rate does not change them
         self.init_args |= {"latent_channels": latent_channels, "initial_log_variance": self.initial_log_variance}
         constraint = TargetDivergence(bits, alpha=tdc_alpha, beta=tdc_beta, variant=tdc_variant)
         self.tdc = None if exact_divergence else constraint
@@ -111,7 +111,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         self.recipe = f"{codebook} codebook of {codebook_size} x {self.group_size} with seed {seed}" + (
             ", as a tree" if order == "tree" else ""
         )
-        # the codebook follows from its recipe; what is saved is its fingerprint, which `_load_from_state_dict` compares
+        # the recipe determines the codebook, so only its fingerprint is saved, which `_load_from_state_dict` compares
         self.register_buffer("codewords", codewords, persistent=False)
         self.register_buffer("codebook_fingerprint", torch.tensor(list(fingerprint(codewords)), dtype=torch.uint8))
 
@@ -137,11 +137,11 @@ class GaussianQuantizer(PosteriorQuantizer):
         return tokens.view(*mean.shape[:-1], count)
 
     def coarser(self, bits: int) -> "GaussianQuantizer":
-        """Its codewords are the means of the cells of the tree that the first `bits` bits of a token name."""
+        """The codewords are the means of the tree's cells that the first `bits` bits of a token select."""
         if self.init_args.get("order") != "tree":
-            raise UserError("bits: tokens can be cut short where the codebook is a tree: convert the tokenizer with --order tree")
+            raise UserError("bits: only tokens of a codebook ordered as a tree can be shortened: convert the tokenizer with --order tree")
         if not 1 <= bits <= self.target_bits:
-            raise UserError(f"bits: tokens of {bits} bits cannot be made of those of {self.target_bits:g}: use 1 to {self.target_bits:g}")
+            raise UserError(f"bits: tokens of {self.target_bits:g} bits cannot be shortened to {bits}: use 1 to {self.target_bits:g}")
         coarse = copy.copy(self)
         coarse._buffers = dict(self._buffers)
         coarse.codebook_size, coarse.bits_per_position = 2**bits, float(self.tokens_per_position * bits)
@@ -158,7 +158,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         return Posterior(mean, log_variance, self.group(divergence).sum(dim=-1), divergence.flatten(0, -2).mean(dim=0))
 
     def _wanted(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and variances to be searched for, (..., tokens_per_position, group_size) each."""
+        """Means and variances for the search, (..., tokens_per_position, group_size) each."""
         mean, log_variance = self._moments(features)
         variance = log_variance.exp()
         if self.clamp_variance and self.prior_weight > 0:
@@ -166,7 +166,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         return self.group(mean), self.group(variance)
 
     def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, (..., latent_channels) each, float32 whatever the precision of the encoder."""
+        """Mean and log-variance, (..., latent_channels) each, in float32 whatever the encoder's precision."""
         if features.shape[-1] != self.encoder_channels:
             raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
         if self.vae is not None:
@@ -179,7 +179,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         return mean, (log_variance + self.initial_log_variance).clamp(-30.0, 20.0)
 
     def group(self, channels: Tensor) -> Tensor:
-        """(..., latent_channels) to (..., tokens_per_position, group_size), as `layout` says."""
+        """(..., latent_channels) to (..., tokens_per_position, group_size), by `layout`."""
         if self.layout == "contiguous":
             return channels.unflatten(-1, (self.tokens_per_position, self.group_size))
         return channels.unflatten(-1, (self.group_size, self.tokens_per_position)).transpose(-1, -2)
@@ -189,7 +189,7 @@ class GaussianQuantizer(PosteriorQuantizer):
         return (groups if self.layout == "contiguous" else groups.transpose(-1, -2)).flatten(-2)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        # rounded codewords are other codewords: the codebook moves with the module but stays float32
+        # rounding would change the codewords, so the codebook moves with the module but stays float32
         kept = self.codewords
         super()._apply(fn, recurse)
         if self.codewords.dtype != kept.dtype:
@@ -203,12 +203,12 @@ class GaussianQuantizer(PosteriorQuantizer):
                 earlier = fingerprint_of_float64_points(self.codebook_size, self.group_size, self.init_args["seed"])
                 if bytes(saved.tolist()) == earlier:
                     raise UserError(
-                        f"these weights belong to the {self.recipe} of an earlier version, which drew Sobol points in float64, where the "
-                        "published models draw them in float32: convert or import the VAE again"
+                        f"these weights belong to the {self.recipe} of an earlier version, which drew Sobol points in float64; "
+                        "the published models draw them in float32: convert or import the VAE again"
                     )
             ours, theirs = (bytes(value.tolist()).hex()[:16] for value in (self.codebook_fingerprint, saved))
             raise UserError(
-                f"these weights belong to another codebook, of SHA-256 {theirs}…; the configured one, {self.recipe}, is {ours}…: restore it"
+                f"these weights belong to another codebook ({theirs}…) than the configured {self.recipe} ({ours}…): restore the config"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -4,10 +4,9 @@
              --forward-----> the signs, gradients straight through; commitment and entropy penalty
     tokens   --detokenize--> the signs, -1 and +1
 
-`vector_quantize_pytorch.LFQ` is the well-known implementation, and the tests hold this one to its tokens and to the terms of its loss on
-one process. It does not serve here itself: it drops the result of its all-reduce and divides the local distribution by the number of ranks
-(version 1.32), it gives 0 the sign -1, its penalty exists in training mode only, and it holds positions x tokens x codebook_size
-probabilities at once.
+`vector_quantize_pytorch.LFQ` is the well-known implementation, and tests compare tokens and loss terms with it on one process. It is not
+used here because it drops the result of its all-reduce and divides the local distribution by the number of ranks (version 1.32), gives 0
+the sign -1, has a penalty in training mode only, and holds positions x tokens x codebook_size probabilities at once.
 """
 
 import torch
@@ -17,7 +16,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import PenaltyReduction, Quantized, Quantizer, check_reduction, check_tokens, reduced
 from gq_lightning.quantizers.signs import checked, entropies, pack, signs, tokens_of, unpack
 
-# the entropy of the batch knows each code
+# the batch's entropy enumerates all codes
 LARGEST_CODEBOOK = 2**20
 
 
@@ -28,25 +27,25 @@ class LookupFreeQuantizer(Quantizer):
 
         commitment * mean (z - sign(z))^2 + entropy_weight * (mean H(p) - diversity_gamma * mean over tokens of H(mean of p)),
 
-    the first mean being over all channels of all positions of the batch, the second over all tokens of all positions. p is a token's soft
-    assignment to its 2^b codes, softmax over c in {-1, +1}^b of -|z - c|^2 / temperature, that is P(bit i is 1) =
+    where the first mean is over all channels of all positions of the batch and the second over all tokens of all positions. p is a
+    token's soft assignment to its 2^b codes, the softmax over c in {-1, +1}^b of -|z - c|^2 / temperature, so that P(bit i is 1) =
     sigmoid(4 z_i / temperature). Its entropy is in nats, from 0 to b ln 2.
 
-    The mean of p is over the positions of the global batch. Each token of a position has its own, and the entropies of these means are
-    averaged. The published code pools the tokens in one mean, whose entropy has the same range; but tokens that share one look diverse
-    where each is constant.
+    The mean of p is over the positions of the global batch, separately for each token of a position; the entropies of these means are
+    averaged. The published code pools the tokens into one mean, whose entropy has the same range, but pooled tokens can look diverse
+    although each is constant.
 
     Args:
         bits_per_position: rate at each position of the grid, and number of features and latents. A whole number of tokens.
         codebook_size: codes of one token, a power of two, at most 2^20.
-        entropy_weight: weight of the entropies, of which a position's is made small and the batch's large.
-        commitment: weight of the distance from features to their signs. 0.025 is the published code's; the text of the Gaussian Quant paper
+        entropy_weight: weight of the entropy terms; a position's entropy is minimised and the batch's maximised.
+        commitment: weight of the distance from features to their signs. The published code has 0.025; the text of the Gaussian Quant paper
             (https://arxiv.org/abs/2512.06609) says 0.25.
-        diversity_gamma: weight of the batch's entropy within the entropies.
-        temperature: of the soft assignment. At the published 0.01 only features within about 0.01 of 0 are uncertain, and only they feel
-            the entropies.
+        diversity_gamma: weight of the batch's entropy relative to a position's.
+        temperature: of the soft assignment. At the published 0.01 only features within about 0.01 of 0 are uncertain, and only they
+            receive a gradient from the entropies.
         penalty_reduction: `element_mean` (published), or `image_sum`: distances summed over positions and channels, entropies over
-            positions and tokens of an image, averaged over the images. That is positions * channels and positions * tokens times as much.
+            positions and tokens of an image, averaged over images. That is positions * channels and positions * tokens times as large.
     """
 
     training_arguments = frozenset({"entropy_weight", "commitment", "diversity_gamma", "temperature", "penalty_reduction"})

@@ -1,19 +1,18 @@
 """Target Divergence Constraint (TDC), https://arxiv.org/abs/2512.06609.
 
-TDC drives the KL divergence of every token, its bits-back cost, to the log2 K bits of the codebook that will replace the
-posterior. Three multipliers weigh the divergence of tokens that are below, within and above the target's tolerance band,
-and after each step they follow the smallest, the mean and the largest divergence of the global batch.
+TDC drives the KL divergence of every token, its bits-back cost, to the log2 K bits of the codebook that will replace the posterior.
+Three multipliers weigh the divergence of tokens below, within and above the tolerance band around the target. After each step they
+follow the smallest, the mean and the largest divergence of the global batch.
 
-What differs from the authors' code: divergences are in exact bits (their ln 2 is rounded, 0.99993 of it), the target is
-the real log2 K (theirs is truncated, 15 bits for 64 000 codewords), and the multipliers rest in evaluation and while a discriminator
-learns. Theirs also move on the batches that train the discriminator, every second one, so that a `beta` of 1.0201 here repeats their
-1.01 in steps of the generator.
+Differences from the authors' code: divergences are in exact bits (their ln 2 is rounded, 0.99993 of it), the target is the real log2 K
+(theirs is truncated, 15 bits for 64 000 codewords), and the multipliers do not move in evaluation or while a discriminator learns.
+Theirs also move on every second batch, which trains the discriminator, so a `beta` of 1.0201 here matches their 1.01 in generator steps.
 
-How far it reaches. A multiplier presses tokens down; nothing lifts those below the band but the reconstruction, once `lambda_min` has
-fallen to its floor. On a small ViT at 32 bits per position 99 % of held-out tokens lie within half a bit after 1 500 steps. On a small UNet
-`lambda_max` stands at its ceiling and `lambda_min` at its floor after 450 of 1 000 steps, the mean is at the target, and 38 % are within: a
-faster `beta` moves nothing that is at its end. Probably its GroupNorm, one scale for all positions of an image where a LayerNorm has one
-for each, lets bits follow the content. There the divergence can be made exact (`exact`), which leaves nothing to set.
+Limits: a multiplier can only push tokens down. Once `lambda_min` has reached its floor, only the reconstruction loss raises the tokens
+below the band. On a small ViT at 32 bits per position, 99 % of held-out tokens are within half a bit after 1 500 steps. On a small UNet,
+`lambda_max` is at its ceiling and `lambda_min` at its floor after 450 of 1 000 steps; the mean is at the target, but only 38 % of the
+tokens are within half a bit, and a faster `beta` cannot help. A probable cause is GroupNorm: it has one scale for all positions of an
+image, where LayerNorm has one per position, so the bits can follow the content. The exact divergence (`exact`) has no such limit.
 """
 
 from typing import Literal, get_args
@@ -28,11 +27,11 @@ LOWEST, HIGHEST = 1e-3, 1e3
 
 
 class TargetDivergence(nn.Module):
-    """The multipliers, as buffers: saved with every checkpoint, moved with the module, never on the host.
+    """The multipliers, kept as buffers: saved in checkpoints, moved with the module, never read by the host.
 
     Args:
-        target_bits: the divergence wanted for every token, in bits: log2 of the codebook's size, not rounded.
-        alpha: half width of the tolerance band around it, in bits.
+        target_bits: target divergence of every token, in bits: log2 of the codebook size, not rounded.
+        alpha: half-width of the tolerance band around it, in bits.
         beta: factor by which a multiplier moves per update.
         variant: `paper` is the paper's rule, three independent multipliers in [1e-3, 1e3]. `reference` is what the authors'
             code computes: lambda_mean, unclipped, multiplies every token, lambda_max in [1, 1e3] additionally those above the
@@ -65,7 +64,7 @@ class TargetDivergence(nn.Module):
 
     @torch.no_grad()
     def update(self, minimum: Tensor | float, mean: Tensor | float, maximum: Tensor | float) -> None:
-        """One step of the multipliers, after the optimizer's, on the statistics (bits) of all tokens of the global batch.
+        """Updates the multipliers after an optimizer step, from the statistics (bits) of all tokens of the global batch.
 
         Each multiplier grows by `beta` where its statistic exceeds its threshold and shrinks by `beta` otherwise.
         """
@@ -77,13 +76,13 @@ class TargetDivergence(nn.Module):
             (self.lambda_mean, mean, self.target_bits, LOWEST if paper else None, HIGHEST if paper else None),
             (self.lambda_max, maximum, self.target_bits + self.alpha, LOWEST if paper else 1.0, HIGHEST),
         ):
-            # where, not if: a comparison on the host would wait for the device at every step
+            # torch.where, since a comparison on the host would wait for the device at every step
             exceeds = torch.as_tensor(statistic, device=multiplier.device) > threshold
             moved = torch.where(exceeds, multiplier * self.beta, multiplier / self.beta)
             multiplier.copy_(moved if lowest is None and highest is None else moved.clamp(lowest, highest))
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        # a factor of 1.01 per step is lost in bfloat16's 8 bits: the multipliers stay float32 under .to(dtype)
+        # bfloat16's 8 bits would lose a factor of 1.01 per step, so the multipliers stay float32 under .to(dtype)
         kept = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in list(self.named_buffers()):

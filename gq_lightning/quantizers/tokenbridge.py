@@ -1,13 +1,13 @@
-"""TokenBridge, https://arxiv.org/abs/2503.16430: each latent dimension of a Gaussian VAE is discretised by itself, after training.
+"""TokenBridge, https://arxiv.org/abs/2503.16430: each latent dimension of a Gaussian VAE is discretised separately, after training.
 
     features [mean, log variance] --forward-----> mean + sigma * noise, penalty on the KL of each dimension
                                   --tokenize----> per dimension, the value nearest to the mean
                      tokens       --detokenize--> that value
 
-The values of a dimension come from K bins of N(0, 1) with equal probability: the median of each, the quantile at (j + 0.5) / K. In
-the frame of Gaussian Quant (https://arxiv.org/abs/2512.06609, section 5) this is a codebook of that many quantiles in place of a
-random one, groups of one dimension, and no weight on the prior. (The authors' own code takes the mean of each bin, cut off at
-three standard deviations, in place of its median.)
+N(0, 1) is divided into K bins of equal probability, and the values are their medians, the quantiles at (j + 0.5) / K. In terms of
+Gaussian Quant (https://arxiv.org/abs/2512.06609, section 5), this is a codebook of quantiles instead of random vectors, with groups of
+one dimension and no weight on the prior. (The authors' own code uses the mean of each bin, cut off at three standard deviations,
+instead of the median.)
 """
 
 import torch
@@ -24,20 +24,20 @@ MOST_BITS = 16
 class TokenBridge(PosteriorQuantizer):
     """Diagonal Gaussian posteriors, replaced by the nearest quantile of N(0, 1) in each dimension: one token per latent channel.
 
-    It is attached to a Gaussian VAE that was trained otherwise (`callbacks.GaussianQuant(quantizer=...)`), or trained with: without the
-    TDC callback on a vanilla VAE, the published method, and with it under a target divergence of each dimension.
+    It can be attached to a Gaussian VAE that was trained with another quantizer (`callbacks.GaussianQuant(quantizer=...)`), or trained
+    directly: with `tdc_variant: fixed` as a plain VAE, the published method, or with a target divergence for each dimension.
 
     Args:
         bits_per_position: rate at each position of the grid, a whole number of bits (1 to 16) for each latent channel.
         latent_channels: latent dimensions per position, and tokens per position.
-        tdc_alpha: half width of the TDC's tolerance band, bits.
+        tdc_alpha: half-width of the TDC's tolerance band, in bits.
         tdc_beta: the TDC's factor per step.
-        tdc_variant: of the TDC, `paper` or `reference`; `fixed` for a plain Gaussian VAE, whose KL has one weight.
+        tdc_variant: rule of the TDC, `paper` or `reference`; `fixed` gives a plain Gaussian VAE with a constant KL weight.
         penalty_weight: weight of the KL penalty (in bits, summed over the dimensions of an image) in the loss.
-        vae: the quantizer that the encoder was trained with, whose posteriors it takes; `callbacks.GaussianQuant` gives it.
+        vae: the quantizer that the encoder was trained with and that defines the posteriors; set by `callbacks.GaussianQuant`.
 
     Raises:
-        UserError: the bits cannot be shared equally by the channels.
+        UserError: the channels cannot share the bits equally.
     """
 
     training_arguments = frozenset({"tdc_alpha", "tdc_beta", "tdc_variant", "penalty_weight"})
@@ -54,13 +54,13 @@ class TokenBridge(PosteriorQuantizer):
     ) -> None:
         super().__init__()
         if latent_channels < 1:
-            raise UserError(f"latent_channels: {latent_channels} is less than 1")
+            raise UserError(f"latent_channels: {latent_channels}: give 1 or more")
         bits, remainder = divmod(bits_per_position, latent_channels)
         if remainder or not 1 <= bits <= MOST_BITS:
             nearest = latent_channels * min(max(round(bits_per_position / latent_channels), 1), MOST_BITS)
             raise UserError(
                 f"bits_per_position: {bits_per_position:g} is not a whole number of bits, 1 to {MOST_BITS}, for each of {latent_channels}"
-                f" latent channels: use {nearest}, or a latent_channels that divides it"
+                f" latent channels: use {nearest}, or latent_channels that divide it"
             )
         self.gaussian: GaussianQuantizer = GaussianQuantizer(
             bits_per_position,
@@ -81,7 +81,7 @@ class TokenBridge(PosteriorQuantizer):
 
     @property
     def tdc(self) -> TargetDivergence | None:  # type: ignore[override]
-        """The multipliers, which the TDC callback moves; the target is the bits of one dimension."""
+        """The multipliers, which the TDC callback updates; the target is the bits of one dimension."""
         return self.gaussian.tdc
 
     @property

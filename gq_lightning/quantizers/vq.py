@@ -1,13 +1,13 @@
-"""VQ-VAE's learned codebook, https://arxiv.org/abs/1711.00937, as in VQGAN, https://arxiv.org/abs/2012.09841.
+"""The learned codebook of VQ-VAE, https://arxiv.org/abs/1711.00937, as in VQGAN, https://arxiv.org/abs/2012.09841.
 
     features --tokenize----> the nearest codeword of each token's group_size channels
              --forward-----> the same codewords, gradients straight through to the features; commitment and codebook loss
     tokens   --detokenize--> those codewords
 
-`vector_quantize_pytorch.VectorQuantize` is the well-kept implementation, and the tests hold this one to its tokens, its moving averages
-and its gradients. It does not serve here itself: each step writes the N x K distances, their temporaries and an int64 one-hot (at K =
-65 536, a step of 1 024 vectors on one CPU core takes it 5 to 8 s and 1.6 GB, and 0.3 s and less than 0.1 GB here), its learned codebook
-has one weight for commitment and codebook loss together, and it looks for other ranks only while it is built.
+`vector_quantize_pytorch.VectorQuantize` is the well-kept implementation, and tests compare tokens, moving averages and gradients with it.
+It is not used here for three reasons. Each of its steps writes the N x K distances, their temporaries and an int64 one-hot: at K = 65 536,
+a step of 1 024 vectors on one CPU core takes 5 to 8 s and 1.6 GB, against 0.3 s and less than 0.1 GB here. Its learned codebook has one
+weight for both the commitment and the codebook loss. And it checks for other ranks only on construction.
 """
 
 from typing import Literal
@@ -29,33 +29,33 @@ SMOOTHING = 1e-5
 
 
 class VectorQuantizer(Quantizer):
-    """A codebook of K x group_size values, learned, shared by all tokens of a position.
+    """A learned codebook of K x group_size values, shared by all tokens of a position.
 
-    The penalty is commitment * mean (z - sg(c))^2 + codebook_weight * mean (sg(z) - c)^2, the means being over all channels of all
-    positions of the batch (sg stops gradients). The defaults are those of VQGAN's code, where the commitment has 1 and the codebook's loss
-    the 0.25 that the paper gives to the commitment ("legacy"). Next to a reconstruction loss that is a sum over pixels, means pull the
-    features gently. The codebook moves nearly alike under any weight, Adam being blind to the scale of a loss that is its only one.
+    The penalty is commitment * mean (z - sg(c))^2 + codebook_weight * mean (sg(z) - c)^2, where the means are over all channels of all
+    positions of the batch and sg stops gradients. The defaults are those of VQGAN's code, which gives the commitment the weight 1 and the
+    codebook loss the 0.25 that the paper gives to the commitment ("legacy"). The reconstruction loss is a sum over pixels, so these means
+    pull the features only gently. The codebook hardly depends on its weight, since Adam ignores the scale of the only loss it receives.
 
     Args:
         bits_per_position: rate at each position of the grid. A whole number of tokens of log2(codebook_size) bits.
-        codebook_size: K, codewords.
-        group_size: channels of one token; there are tokens_per_position times as many features and latents.
-        commitment: weight of the loss that draws features to their codewords.
-        codebook_weight: weight of the loss that draws codewords to their features; without effect under `ema_decay`.
+        codebook_size: K, the number of codewords.
+        group_size: channels of one token; features and latents have tokens_per_position times as many.
+        commitment: weight of the loss that pulls features to their codewords.
+        codebook_weight: weight of the loss that pulls codewords to their features; no effect with `ema_decay`.
         penalty_reduction: `element_mean` (published), or `image_sum`: both losses summed over the positions and channels of an image and
-            averaged over the images, positions * channels times as much, as the reconstruction loss is over its pixels.
-        codebook_start: `uniform` draws codewords between -1 / K and 1 / K (published). At large K they lie so near to 0, and to each other,
-            that features choose few of them. `normal` draws them from N(0, 1), the scale of features. One measurement: on photographs (ViT,
-            K = 4096, 300 steps, image_sum, commitment 0.25, codebook_weight 1) 20 batches used 6 codewords after the uniform start, at L1
-            0.29, and 401 after the normal one, at 0.15. Without effect under `kmeans_init`.
-        ema_decay: None learns the codebook by gradient (VQGAN). A number makes each codeword the moving average, of this decay per step,
-            of the features that chose it (the VQ-VAE paper's appendix A.1, Laplace smoothing as in vector-quantize-pytorch).
-        kmeans_init: begin with the clusters of the first training batch (10 iterations) instead of noise.
-        dead_code_threshold: replace codewords by random features of the batch where the moving average of their uses per step, over all
-            ranks, falls below this number (it is tokens of the global batch / K where all are used alike). None keeps them.
+            averaged over images, as the reconstruction loss is over pixels. That is positions * channels times as large.
+        codebook_start: `uniform` draws codewords between -1 / K and 1 / K (published). For large K they are so close to 0 and to each
+            other that features choose few of them. `normal` draws them from N(0, 1), the scale of features. One measurement: on
+            photographs (ViT, K = 4096, 300 steps, image_sum, commitment 0.25, codebook_weight 1) 20 batches used 6 codewords after the
+            uniform start, at L1 0.29, and 401 after the normal start, at 0.15. No effect with `kmeans_init`.
+        ema_decay: None learns the codebook by gradient (VQGAN). A number makes each codeword the moving average, with this decay per
+            step, of the features that chose it (the VQ-VAE paper's appendix A.1, with Laplace smoothing as in vector-quantize-pytorch).
+        kmeans_init: start from the clusters of the first training batch (10 iterations) instead of noise.
+        dead_code_threshold: replace a codeword by a random feature of the batch when the moving average of its uses per step, over all
+            ranks, falls below this number (equal use would give tokens of the global batch / K). None keeps all codewords.
 
-    Moving averages, clusters and replacements are those of the global batch, equal on all ranks, and happen in `forward` alone, in training
-    mode with gradients enabled.
+    Moving averages, clusters and replacements use the global batch, are equal on all ranks, and happen only in `forward`, in training mode
+    with gradients enabled.
     """
 
     codebook: Tensor
@@ -85,11 +85,11 @@ class VectorQuantizer(Quantizer):
         if not commitment >= 0 or not codebook_weight > 0:
             raise UserError(f"commitment must be >= 0 and codebook_weight > 0, not {commitment} and {codebook_weight}")
         if ema_decay is not None and not 0 < ema_decay < 1:
-            raise UserError(f"ema_decay: {ema_decay} is not between 0 and 1; null learns the codebook by gradient")
+            raise UserError(f"ema_decay: {ema_decay}: give a number between 0 and 1, or null to learn the codebook by gradient")
         if dead_code_threshold is not None and not dead_code_threshold > 0:
-            raise UserError(f"dead_code_threshold: {dead_code_threshold} is not positive; null keeps all codewords")
+            raise UserError(f"dead_code_threshold: {dead_code_threshold}: give a positive number, or null to keep all codewords")
         if codebook_start not in ("uniform", "normal"):
-            raise UserError(f"codebook_start: {codebook_start!r} is neither 'uniform' nor 'normal'")
+            raise UserError(f"codebook_start: {codebook_start!r}: give 'uniform' or 'normal'")
         self.penalty_reduction = check_reduction(penalty_reduction)
         tokens, bits = tokens_of_rate(bits_per_position, codebook_size)
         self.encoder_channels = self.latent_channels = tokens * group_size
@@ -142,7 +142,7 @@ class VectorQuantizer(Quantizer):
         return F.embedding(tokens, self.codebook.detach()).flatten(-2)
 
     def group(self, features: Tensor) -> Tensor:
-        """(..., encoder_channels) to (..., tokens_per_position, group_size), float32 whatever the precision of the encoder."""
+        """(..., encoder_channels) to (..., tokens_per_position, group_size), in float32 whatever the encoder's precision."""
         if features.shape[-1] != self.encoder_channels:
             raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
         return features.float().unflatten(-1, (self.tokens_per_position, self.group_size))
@@ -162,7 +162,7 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _follow(self, vectors: Tensor, tokens: Tensor) -> None:
-        """Moves the averages, and with them the codebook, by this step's vectors (N, group_size) and tokens (N,)."""
+        """Updates the moving averages, and from them the codebook, with this step's vectors (N, group_size) and tokens (N,)."""
         counts, sums = cluster_totals(vectors, tokens, self.codebook_size)
         self.usage.lerp_(counts.float(), 1 - (self.ema_decay or USAGE_DECAY))
         if self.ema_decay is not None:
@@ -177,13 +177,13 @@ class VectorQuantizer(Quantizer):
             replacements = sample(vectors, len(dead))
             dead = dead[: len(replacements)]
             self.codebook[dead] = replacements
-            # twice the threshold, so that a new codeword has some steps to be chosen in
+            # twice the threshold gives a new codeword some steps in which to be chosen
             self.usage[dead] = 2 * self.dead_code_threshold
             if self.ema_decay is not None:
                 self.sums[dead] = 2 * self.dead_code_threshold * replacements
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        # rounded codewords are other codewords, and averages stand still in 8 bits: all of it stays float32 under .to(dtype)
+        # rounding would change the codewords, and averages would not move in 8 bits, so all stays float32 under .to(dtype)
         kept = {name: value.data for name, value in self.state_dict(keep_vars=True).items()}
         super()._apply(fn, recurse)
         for name, value in self.state_dict(keep_vars=True).items():
@@ -197,12 +197,12 @@ class VectorQuantizer(Quantizer):
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index (N,) of the codeword (K, d) nearest to each vector (N, d), the lowest of equals."""
+    """Index (N,) of the codeword (K, d) nearest to each vector (N, d); ties go to the lowest index."""
     return best_codewords(vectors, torch.ones_like(vectors), codebook, prior_weight=0.0)
 
 
 def cluster_totals(vectors: Tensor, tokens: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Uses (K,) of each token and the sum (K, d) of its vectors over the global batch, float64, so that order does not matter."""
+    """Uses (K,) of each token and the sum (K, d) of its vectors over the global batch, in float64, so that the order does not matter."""
     counted = torch.cat([vectors, torch.ones_like(vectors[:, :1])], dim=1).double()
     totals = counted.new_zeros(codebook_size, counted.shape[1]).index_add_(0, tokens, counted)
     if is_distributed():
@@ -211,7 +211,7 @@ def cluster_totals(vectors: Tensor, tokens: Tensor, codebook_size: int) -> tuple
 
 
 def sample(vectors: Tensor, count: int) -> Tensor:
-    """Up to `count` different vectors (N, d) of the global batch, drawn by rank 0 for all."""
+    """Up to `count` distinct vectors (N, d) of the global batch, drawn by rank 0 for all ranks."""
     vectors = rows_of_all_ranks(vectors)
     drawn = vectors[torch.randperm(len(vectors))[:count].to(vectors.device)]
     if is_distributed():
@@ -220,9 +220,10 @@ def sample(vectors: Tensor, count: int) -> Tensor:
 
 
 def kmeans(vectors: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
-    """Centres (K, d) and sizes (K,) of clusters of the global batch, by Lloyd's iterations from random vectors of it.
+    """Centres (K, d) and sizes (K,) of clusters of the global batch, by Lloyd's algorithm from random vectors of the batch.
 
-    A batch of fewer than K vectors gives each its own cluster; the other centres lie beside them, at a hundredth of the batch's spread.
+    In a batch of fewer than K vectors, each has its own cluster; the remaining centres are placed next to them, at a hundredth of the
+    batch's spread.
     """
     centres = sample(vectors, clusters)
     if (missing := clusters - len(centres)) > 0:

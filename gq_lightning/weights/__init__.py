@@ -1,4 +1,4 @@
-"""The pretrained networks behind LPIPS and FID: where they come from, and the proof that they are the right ones."""
+"""The pretrained weights of LPIPS and FID: download, verification and cache."""
 
 from gq_lightning.weights.cache import WEIGHTS, Cached, checksum, fetch, load, report, store
 

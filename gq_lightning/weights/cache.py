@@ -1,7 +1,7 @@
 """The folder of verified weights.
 
-The official files are converted into one canonical form, a safetensors file with the float32 tensors that are used, so that whatever
-has the same numbers gives the same content. Its SHA-256 is pinned here, and checked before a file is written and on each load.
+The official files are converted into a canonical form, a safetensors file of the float32 tensors in use, so that equal numbers give
+equal content whatever their source. Its SHA-256 is pinned here, and checked before a file is written and on each load.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.files import cache_folder, whole_file
 from gq_lightning.weights import sources
 
-# name -> SHA-256 of the canonical content, as `content_sha256` takes it
+# name -> SHA-256 of the canonical content, see `content_sha256`
 WEIGHTS: Mapping[str, str] = {
     "alexnet": "e2e17635d468fd736281633944221d8eb8e987b3448bf0aa0acc909733f68df6",
     "vgg16": "76daf72d55e3de560419117b13ae83fd2519b13c4b7ac326630031310e7dcf01",
@@ -31,7 +31,7 @@ _console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft
 
 
 class Cached(NamedTuple):
-    """One line of `report`: `size` in bytes, None where the file is not there yet; `sha256` of the canonical content."""
+    """One line of `report`: `size` in bytes, None if the file does not exist yet; `sha256` of the canonical content."""
 
     name: str
     path: Path
@@ -40,14 +40,14 @@ class Cached(NamedTuple):
 
 
 def folder() -> Path:
-    """``GQ_LIGHTNING_HOME``, else the user's cache folder; ``weights`` in it."""
+    """The folder ``weights`` in `cache_folder`."""
     return cache_folder() / "weights"
 
 
 def checksum(name: str) -> str:
     """The pinned SHA-256 of the canonical content of weights `name`."""
     if name not in WEIGHTS:
-        raise UserError(f"weights {name!r}: there are only {', '.join(WEIGHTS)}")
+        raise UserError(f"weights {name!r}: give one of {', '.join(WEIGHTS)}")
     return WEIGHTS[name]
 
 
@@ -55,8 +55,8 @@ def load(name: str, download: bool | None = None, progress: bool = True) -> dict
     """The verified tensors of `name`, float32 on the CPU.
 
     Args:
-        name: a key of `WEIGHTS`. Convolutions have torchvision's names (``features.0.weight``), or torch-fidelity's, without ``fc``.
-        download: fetch the file where it is missing or damaged; by default yes, unless ``GQ_LIGHTNING_OFFLINE=1`` is set.
+        name: a key of `WEIGHTS`. Tensors have torchvision's names (``features.0.weight``), or torch-fidelity's, without ``fc``.
+        download: fetch the file if it is missing or damaged; by default yes, unless ``GQ_LIGHTNING_OFFLINE=1`` is set.
         progress: show a progress bar while fetching.
 
     Raises:
@@ -73,10 +73,10 @@ def load(name: str, download: bool | None = None, progress: bool = True) -> dict
 
 
 def fetch(name: str, progress: bool = True) -> Path:
-    """The path of the verified file of `name`, fetched first where it is missing or damaged. Safe among concurrent processes.
+    """The path of the verified file of `name`, fetched first if it is missing or damaged. Safe for concurrent processes.
 
     Raises:
-        UserError: the download could not be reached, or gave other than the pinned content.
+        UserError: the download failed, or its content is not the pinned one.
     """
     path = _path(name)
     if _read(path, checksum(name)) is None:
@@ -85,13 +85,13 @@ def fetch(name: str, progress: bool = True) -> Path:
 
 
 def report() -> list[Cached]:
-    """What is in the cache, a line for each name; nothing is fetched or verified."""
+    """The state of the cache, one line for each name; nothing is fetched or verified."""
     paths = {name: _path(name) for name in WEIGHTS}
     return [Cached(name, path, path.stat().st_size if path.exists() else None, WEIGHTS[name]) for name, path in paths.items()]
 
 
 def content_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the sorted names, the shapes and the little-endian float32 bytes."""
+    """SHA-256 of the sorted names, the shapes and the little-endian float32 bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         array = tensors[name].numpy()
@@ -105,7 +105,7 @@ def _fetch(name: str, progress: bool) -> dict[str, Tensor]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / ".lock"):
-            tensors = _read(path, checksum(name))  # another process may have been faster
+            tensors = _read(path, checksum(name))  # another process may have fetched it
             if tensors is not None:
                 return tensors
             if path.exists():
@@ -120,14 +120,14 @@ def _fetch(name: str, progress: bool) -> dict[str, Tensor]:
 
 
 def store(name: str, tensors: Mapping[str, Tensor]) -> Path:
-    """Writes the tensors of weights `name`, wherever they are from; returns the file.
+    """Writes the tensors of weights `name`, from any source, and returns the path.
 
     Raises:
-        UserError: they are not the pinned ones, or the file cannot be written.
+        UserError: the tensors are not the pinned ones, or the file cannot be written.
     """
     path = _path(name)
     if content_sha256(tensors) != checksum(name):
-        raise _missing(path, "could not be fetched: what was found has other content than the pinned one")
+        raise _missing(path, "could not be fetched: the content found is not the pinned one")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
@@ -151,5 +151,5 @@ def _read(path: Path, sha256: str) -> dict[str, Tensor] | None:
 
 
 def _missing(path: Path, why: str) -> UserError:
-    cures = "`python -m gq_lightning weights`, or `make weights` in the repository, which asks the package index too"
+    cures = "`python -m gq_lightning weights`, or `make weights` in the repository, which also tries the package index"
     return UserError(f"{path} {why}: with a network, run {cures}, or copy the file there")

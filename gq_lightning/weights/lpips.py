@@ -1,4 +1,4 @@
-"""LPIPS, the learned perceptual distance (https://arxiv.org/abs/1801.03924), version 0.1, on weights whose content is pinned."""
+"""LPIPS, the learned perceptual distance (https://arxiv.org/abs/1801.03924), version 0.1, with pinned weights."""
 
 import warnings
 from functools import cache
@@ -13,18 +13,18 @@ from gq_lightning import weights
 from gq_lightning.errors import UserError
 
 TRUNKS = {"alex": "alexnet", "vgg": "vgg16"}
-# pixels along the shorter side under which the trunk's last map would be empty
+# pixels along the shorter side below which the trunk's last map would be empty
 SMALLEST_SIDE = {"alex": 31, "vgg": 16}
 
 
 class LPIPS(nn.Module):
     """The distance of two batches of images in the features of a frozen network.
 
-    The module has neither parameters nor buffers: the network is a constant of the process, shared by all instances on a device,
-    always in evaluation mode and in float32. So `state_dict`, strict loading, copies, `train()` and casts pass it by.
+    The module has neither parameters nor buffers. All instances on a device share one network, always in evaluation mode and in float32.
+    So `state_dict`, strict loading, copies, `train()` and casts do not affect it.
 
     Args:
-        network: ``alex`` (the one to report) or ``vgg`` (the one to train with).
+        network: ``alex`` (for reported metrics) or ``vgg`` (for training).
 
     Raises:
         UserError: the network is unknown, or its weights are missing and cannot be fetched.
@@ -33,9 +33,9 @@ class LPIPS(nn.Module):
     def __init__(self, network: Literal["alex", "vgg"] = "alex") -> None:
         super().__init__()
         if network not in TRUNKS:
-            raise UserError(f"LPIPS network {network!r}: there are only {', '.join(TRUNKS)}")
+            raise UserError(f"LPIPS network {network!r}: give one of {', '.join(TRUNKS)}")
         self.network = network
-        _network(network, torch.device("cpu"))  # missing weights are a matter of now, not of the first step
+        _network(network, torch.device("cpu"))  # report missing weights now, not at the first step
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Distances (B,), 0 for equal images; gradients flow to what requires them.
@@ -55,7 +55,7 @@ class LPIPS(nn.Module):
 
 @cache
 def _network(network: str, device: torch.device) -> nn.Module:
-    # inference tensors could not serve training later, whoever asks first
+    # an inference tensor could not be used in training later
     with torch.inference_mode(False):
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # lpips calls torchvision by a deprecated name
             model = lpips.LPIPS(net=network, pretrained=False, pnet_rand=True, verbose=False)
@@ -64,7 +64,7 @@ def _network(network: str, device: torch.device) -> nn.Module:
 
 
 def _state(network: str, model: nn.Module) -> dict[str, Tensor]:
-    """The complete state: lpips' scaling and linear heads (it registers them under two names), and our trunk."""
+    """The complete state: lpips' scaling and linear heads (registered under two names), and the cached trunk."""
     state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("scaling_layer.")}
     heads = torch.load(Path(lpips.__file__).parent / f"weights/v0.1/{network}.pth", map_location="cpu", weights_only=True)
     for name, tensor in heads.items():

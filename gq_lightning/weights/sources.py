@@ -1,4 +1,4 @@
-"""The official downloads of the weights, those that torchvision and torch-fidelity use, in the canonical names of `cache`."""
+"""Downloads the official weights from the URLs of torchvision and torch-fidelity."""
 
 import pickle
 import urllib.request
@@ -21,7 +21,7 @@ TIMEOUT = 5  # seconds without an answer
 
 
 class SourceError(Exception):
-    """A download that could not be reached or read; the message says why in a few words."""
+    """A download that could not be reached or read; the message gives the reason."""
 
 
 def download(name: str, progress: bool) -> dict[str, Tensor]:
@@ -44,6 +44,6 @@ def download(name: str, progress: bool) -> dict[str, Tensor]:
     except (OSError, HTTPException) as error:
         raise SourceError(f"{URLS[name]} cannot be reached ({getattr(error, 'reason', error)})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise SourceError(f"what {URLS[name]} gave cannot be read") from error
+        raise SourceError(f"the file from {URLS[name]} cannot be read") from error
     wanted = (".conv.weight", ".bn.weight", ".bn.bias", ".bn.running_mean", ".bn.running_var")
     return {key: value.detach().float().contiguous() for key, value in state.items() if key.startswith("features.") or key.endswith(wanted)}

@@ -141,7 +141,7 @@ def test_sums_over_an_image() -> None:
 
 @pytest.mark.parametrize("kind", [VectorQuantizer, LookupFreeQuantizer, BinarySphericalQuantizer])
 def test_unknown_reductions(kind: type[Quantizer]) -> None:
-    with pytest.raises(UserError, match="penalty_reduction: 'mean' is neither 'element_mean' nor 'image_sum'"):
+    with pytest.raises(UserError, match="penalty_reduction: 'mean': give 'element_mean' or 'image_sum'"):
         kind(penalty_reduction="mean")
 
 

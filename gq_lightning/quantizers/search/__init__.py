@@ -1,17 +1,17 @@
-"""Search for the codeword that fits a Gaussian posterior best, https://arxiv.org/abs/2512.06609.
+"""Search for the codeword that best fits a Gaussian posterior, https://arxiv.org/abs/2512.06609.
 
 The score of codeword c under N(mean, variance), summed over the m dimensions, is
 
     log N(c | mean, variance) - prior_weight * log N(c | 0, 1)  =  1/2 sum [prior_weight c^2 - (c - mean)^2 / variance] + const
 
-and every way of searching gives its largest in float64, ties to the lowest index:
+and every implementation returns its maximum in float64, with ties going to the lowest index:
 
     m = 1                     bisection: the codebook is sorted once
-    CPU with AVX2, compiler   table: byte tables reject nearly all codewords, what is left is scored
-    CUDA with Triton          fused: a product that never leaves the chip, what comes near its maximum is scored
+    CPU with AVX2, compiler   table: byte tables reject nearly all codewords; the rest are scored
+    CUDA with Triton          fused: a product that stays on the chip; codewords near its maximum are scored
     anything else             blocked: the same in plain torch
 
-The table and plain torch also find the k best, which a choice through the decoder wants.
+`table` and `blocked` also find the k best, which refinement needs.
 """
 
 import math
@@ -23,7 +23,7 @@ from torch import Tensor
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.search import bisection, blocked, table
 
-# products (N K m) from which the table's first call may spend a second on its compiler
+# products (N K m) from which a second of compilation pays off
 WORTH_COMPILING = 2**26
 
 
@@ -31,21 +31,20 @@ WORTH_COMPILING = 2**26
 def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float = 1.0) -> Tensor:
     """The index of the highest score for each posterior; ties go to the lowest index.
 
-    What a way of searching derives from the codebook is kept as long as the codebook's tensor lives unchanged.
+    Tables derived from the codebook are cached while the codebook's tensor lives and does not change.
 
     Args:
-        mean: (N, m), of the posteriors, any floating-point type and strides.
+        mean: (N, m), any floating-point type and strides.
         variance: (N, m), positive.
         codebook: (K, m), finite, on the same device.
-        prior_weight: weight of the prior's log-density in the score (omega). 0 gives the nearest codeword in the posterior's
-            metric, 1 the largest ratio of posterior to prior. Where prior_weight * variance > 1 the score grows with the
-            codeword's length.
+        prior_weight: weight of the prior's log-density in the score (omega). 0 gives the nearest codeword in the posterior's metric,
+            1 the largest ratio of posterior to prior. If prior_weight * variance > 1, the score grows with the codeword's length.
 
     Returns:
         (N,) int64.
 
     Raises:
-        UserError: shapes, types or devices that do not match, or values that are not finite and positive.
+        UserError: shapes, types or devices do not match, a value is not finite, or a variance is not positive.
     """
     _check(mean, variance, codebook, prior_weight)
     return torch.ops.gq_lightning.best_codewords(mean, variance, codebook, prior_weight)
@@ -59,12 +58,12 @@ def _search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: floa
         _refuse_unless(valid)
         return tokens
     mean, precision = mean.double().contiguous(), variance.double().reciprocal().contiguous()
-    # not finite, zero and negative all end here; one synchronisation of a GPU
+    # catches non-finite, zero and negative values with one GPU synchronisation
     _refuse_unless(bool((torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0)).all().item()))
     if codebook.shape[1] == 1:
         return bisection.search(mean, precision, codebook, prior_weight)
     if mean.device.type == "cuda" and torch.version.cuda is not None and find_spec("triton") is not None:
-        # importing Triton takes a second
+        # imported late: Triton takes a second
         from gq_lightning.quantizers.search import fused
 
         return fused.search(mean, precision, codebook, prior_weight)
@@ -73,8 +72,8 @@ def _search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: floa
     return blocked.search(mean, precision, codebook, prior_weight)
 
 
-# An operator of torch, as its choices, its C++ and what it keeps are not for a tracer. `torch.compiler.disable` and
-# `torch.library.custom_op` would do as well, but import the compiler, which takes nearly as long as torch.
+# A torch operator, because a tracer cannot follow the dispatch, the C++ and the cache. `torch.compiler.disable` and
+# `torch.library.custom_op` would also work, but they import the compiler, which takes nearly as long as torch.
 _library = torch.library.Library("gq_lightning", "DEF")
 _library.define("best_codewords(Tensor mean, Tensor variance, Tensor codebook, float prior_weight) -> Tensor")
 _library.impl("best_codewords", _search, "CompositeExplicitAutograd")
@@ -83,7 +82,7 @@ torch.library.register_fake("gq_lightning::best_codewords", lambda mean, *_: mea
 
 @torch.no_grad()
 def k_best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, k: int, prior_weight: float = 1.0) -> Tensor:
-    """The indices of the k highest scores for each posterior, best first, and so `best_codewords` before all; ties in order of index.
+    """The indices of the k highest scores for each posterior, best first, starting with that of `best_codewords`; ties in index order.
 
     Args:
         mean, variance, codebook, prior_weight: as in `best_codewords`.
@@ -97,7 +96,7 @@ def k_best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, k: int, p
     """
     _check(mean, variance, codebook, prior_weight)
     if not 1 <= k <= len(codebook):
-        raise UserError(f"k: {k} codewords are wanted, the codebook has {len(codebook)}: give a number from 1 to that")
+        raise UserError(f"k: {k} of {len(codebook)} codewords: give a number from 1 to {len(codebook)}")
     mean, precision = mean.double().contiguous(), variance.double().reciprocal().contiguous()
     _refuse_unless(bool((torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0)).all().item()))
     if len(mean) == 0:
@@ -108,7 +107,7 @@ def k_best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, k: int, p
 
 def _refuse_unless(valid: bool) -> None:
     if not valid:
-        raise UserError("means and variances must be finite and variances positive: the encoder's features are not")
+        raise UserError("the encoder's features are not finite: means and variances must be finite, and variances positive")
 
 
 def _check(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float) -> None:
@@ -123,4 +122,4 @@ def _check(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float
     if len({tensor.device for tensor in tensors}) > 1:
         raise UserError(f"mean, variance and codebook must be on one device, not {', '.join(str(tensor.device) for tensor in tensors)}")
     if not math.isfinite(prior_weight) or prior_weight < 0:
-        raise UserError(f"prior_weight {prior_weight} must be 0 or more")
+        raise UserError(f"prior_weight {prior_weight}: give 0 or more")

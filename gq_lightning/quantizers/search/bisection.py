@@ -1,8 +1,8 @@
-"""One dimension: the codebook is sorted once, and a posterior needs log2 K comparisons.
+"""Search in one dimension: the codebook is sorted once, and a posterior needs log2 K comparisons.
 
-While prior_weight * variance < 1 the score is a parabola that opens downwards: the best codeword is one of the two beside its vertex
-mean / (1 - prior_weight * variance). Otherwise it is the smallest or the largest codeword. All of them are scored, which spares the
-case distinction, and a neighbour more on each side, because the vertex is rounded. In C++ (bisection.cpp) where that can be.
+If prior_weight * variance < 1, the score is a parabola that opens downwards, and the best codeword is one of the two next to its vertex
+mean / (1 - prior_weight * variance). Otherwise it is the smallest or the largest codeword. All four are scored, which avoids the case
+distinction, plus one more neighbour on each side, because the vertex is rounded. Uses C++ (bisection.cpp) if available.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from gq_lightning.quantizers.search.compiled import call, library
 from gq_lightning.quantizers.search.prepared import prepared
 
-# posteriors from which a compiler's second is worth it
+# posteriors from which a second of compilation pays off
 MANY = 2**16
 
 
@@ -19,7 +19,7 @@ def compiled_search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weig
     """mean, variance: (N, 1) of any floating-point type, unchecked; codebook (K, 1).
 
     Returns:
-        (N,) int64, and whether all means are finite and all variances finite and positive; None where C++ cannot be.
+        (N,) int64, and whether all means are finite and all variances finite and positive; None if the C++ is not available.
     """
     functions = library("bisection", compile=len(mean) >= MANY) if mean.device.type == "cpu" else None
     if functions is None:
@@ -39,7 +39,7 @@ def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: floa
     mean, precision = mean[:, 0], precision[:, 0]
     values, indices = prepared(codebook, _sort)
     vertex = mean * precision / (precision - prior_weight)
-    # where the parabola is a line 0 / 0 may come; the ends are scored anyway
+    # a degenerate parabola may give 0 / 0; the ends are scored anyway
     place = torch.searchsorted(values, vertex.nan_to_num_())
     last = len(values) - 1
     best = torch.full_like(mean, -torch.inf)
@@ -62,9 +62,9 @@ def _sort(codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cells(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, float, float]:
-    """For the C++: `_sort`, the middles between values, how many of them lie before each cell of a grid, its low end, cells per unit."""
+    """For the C++: `_sort`, the midpoints between values, how many lie before each cell of a grid, the grid's low end, cells per unit."""
     values, indices = _sort(codebook)
-    # twice as many cells as values leave about two middles to the fullest cells of a Gaussian codebook
+    # with twice as many cells as values, the fullest cells of a Gaussian codebook have about two midpoints
     low, width, cells = float(values[0]), float(values[-1] - values[0]), 2 * len(values)
     per_unit = cells / width if width > 0 else 0.0
     indices = indices.int()

@@ -1,10 +1,11 @@
-"""Plain torch: a float32 product in blocks, of which the maximum over each group of codewords is kept, then float64 where it matters.
+"""Search in plain torch: a float32 product in blocks keeps the maximum of each group of codewords; float64 then decides among the best.
 
     [mean / variance, (prior_weight - 1 / variance) / 2] . [c, c^2]   -> maxima of groups -> the groups within rounding of the best one
                                                                      -> their codewords' scores in float64
 
-Written as a product the terms cancel, so that float32 cannot decide between near codewords; but its error has a bound, and a group
-whose maximum is further than that from the best is out. Neither the N x K scores nor N x K x m log-probabilities exist.
+The terms of the product cancel, so float32 cannot decide between codewords with close scores. But its error is bounded, and a group
+whose maximum is further than the bound from the best is rejected. Neither the N x K scores nor the N x K x m log-probabilities are
+ever stored.
 """
 
 import torch
@@ -35,7 +36,7 @@ def best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float,
         maxima = torch.cat(
             [(query[part] @ block.T).view(len(query[part]), GROUP, -1).amax(1) for block in keys.split(CODEWORDS_PER_BLOCK)], dim=1
         )
-        # k groups have a codeword each that is no worse than the k-th largest maximum; fewer groups are all needed
+        # k groups each have a codeword at least as good as the k-th largest maximum; with fewer groups, all are needed
         least = maxima.topk(k, dim=1).values[:, -1] if 1 < k <= maxima.shape[1] else maxima.amax(1) if k == 1 else maxima.amin(1)
         near = maxima >= (least.double() - 2 * slack[part]).unsqueeze(1)
         tokens.append(_decide(mean[part], precision[part], codebook, prior_weight, near, k))
@@ -43,7 +44,7 @@ def best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float,
 
 
 def scaled_query(mean: Tensor, precision: Tensor, largest: Tensor, prior_weight: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """One side of the product, (N, 2m), its largest element 1 (a factor per row changes no maximum), and what rounding may add.
+    """One side of the product, (N, 2m), scaled to a largest element of 1 (which changes no maximum), and a bound on rounding errors.
 
     Args:
         largest: (2m,) float64, largest magnitude of each column of the other side.
@@ -61,23 +62,23 @@ def scaled_query(mean: Tensor, precision: Tensor, largest: Tensor, prior_weight:
 def _keys(codebook: Tensor) -> tuple[Tensor, Tensor]:
     """[c, c^2] as (K, 2m), K filled up to whole groups, and the largest magnitude of each column."""
     codewords = codebook.double()
-    # the first codeword again: it wins only where the true one, with a lower index, wins
+    # pad with the first codeword: the original has a lower index and wins every tie
     codewords = torch.cat([codewords, codewords[:1].expand(-len(codewords) % GROUP, -1)])
     keys = torch.cat([codewords, codewords.square()], dim=1)
-    # where torch may round the factors of a float32 product to fewer bits, its error has no bound that serves
+    # if torch may round the factors of a float32 product to fewer bits, the error bound is useless
     exact = codebook.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
     return keys.to(torch.float32 if exact else torch.float64), keys.abs().amax(0)
 
 
 def _decide(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float, near: Tensor, k: int) -> Tensor:
-    """The k best codewords of the groups left over, in float64. near: (n, groups). Returns (n, k) int64."""
+    """The k best codewords of the remaining groups, in float64. near: (n, groups). Returns (n, k) int64."""
     size, filled = len(codebook), len(codebook) + -len(codebook) % GROUP
     row, column = near.nonzero().unbind(1)
     counts = row.bincount(minlength=len(near))
-    # a token's groups side by side; what fills a row up has no codewords
+    # each row lists a token's groups; the padding has no codewords
     groups = row.new_full((len(near), int(counts.max())), near.shape[1])
     groups[row, torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]] = column
-    order = counts.argsort(descending=True)  # rows of like lengths together
+    order = counts.argsort(descending=True)  # rows of similar lengths together
     tokens = torch.empty(len(mean), k, dtype=torch.int64, device=mean.device)
     members, groups_per_block = torch.arange(GROUP, device=mean.device), CODEWORDS_PER_BLOCK // GROUP
     begin = 0

@@ -1,7 +1,7 @@
-"""The optional C++ of a search: compiled once into the user's cache folder, about a second, at the first search that is worth it.
+"""The optional C++ of a search, compiled into the user's cache folder at the first large search, which takes about a second.
 
-Without a compiler, on other processors than x86-64 with AVX2, or with GQ_LIGHTNING_COMPILE=0, plain torch serves. torch's extension
-loader is not used: it links all of torch without need, and waits for ever for the lock of a process that was killed.
+Plain torch is used without a compiler, on processors other than x86-64 with AVX2, or with GQ_LIGHTNING_COMPILE=0. torch's extension
+loader is not used: it links all of torch needlessly, and waits forever for the lock of a killed process.
 """
 
 import ctypes
@@ -28,14 +28,14 @@ FLAGS = ("-O3", "-std=c++17", "-mavx2", "-ffp-contract=off", "-shared", "-fPIC",
 
 
 def library(name: str, compile: bool = True) -> ctypes.CDLL | None:
-    """The functions of NAME.cpp beside this file, or None where there are none. Without `compile`, only if compiled before."""
+    """The functions of NAME.cpp next to this file, or None if they are not available. With `compile` False, only if compiled before."""
     if os.environ.get("GQ_LIGHTNING_COMPILE") == "0" or not _has_avx2():
         return None
     return _load(name) if compile or path(name).exists() else None
 
 
 def path(name: str) -> Path:
-    """Where the compiled code is, by what it is made of."""
+    """The path of the compiled code, named by the hash of source and flags."""
     return cache_folder() / "compiled" / f"{name}-{_digest(name)}.so"
 
 
@@ -45,7 +45,7 @@ def _digest(name: str) -> str:
 
 
 def call(function: Callable[..., None], *arguments: Tensor | int | float) -> None:
-    """Tensors go as pointers (the caller sees to their type, strides and life), integers as int64_t, floats as double."""
+    """Passes tensors as pointers (the caller guarantees type, strides and lifetime), integers as int64_t, floats as double."""
     function(*map(_argument, arguments))
 
 
@@ -78,7 +78,7 @@ def _load(name: str) -> ctypes.CDLL | None:
 
 
 def _compile(source: Path, target: Path) -> None:
-    """Elsewhere, then written whole: processes that start together do not read half a file."""
+    """Compiles in a temporary folder and writes the result whole, so that a concurrent process cannot read a partial file."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
     if compiler is None:
         raise OSError("no C++ compiler (c++, g++ or clang++) is installed")

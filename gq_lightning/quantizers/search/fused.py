@@ -1,6 +1,6 @@
-"""CUDA by Triton: the product of `blocked` in one kernel that keeps only each group's maximum, and the float64 decision in another.
+"""Search on CUDA by Triton: one kernel computes the product of `blocked` and keeps each group's maximum; another decides in float64.
 
-Neither the N x K scores nor their candidates are written to memory. Under TRITON_INTERPRET=1 both kernels run on a CPU, for tests.
+Neither the N x K scores nor the candidates are written to memory. With TRITON_INTERPRET=1 both kernels run on a CPU, for tests.
 """
 
 import os
@@ -17,7 +17,7 @@ from gq_lightning.quantizers.search.prepared import prepared
 GROUP = 128
 # maxima of this many tokens at a time: 65 536 codewords take 512 x 16 384 x 4 bytes
 TOKENS_PER_BLOCK = 16384
-# the product is three of tf32: 21 bits of the factors
+# the product is computed as three of tf32, with 21 bits of the factors
 BITS_LOST = 2**4
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -65,7 +65,7 @@ def _decide(
 ) -> None:
     row = tl.program_id(0)
     threshold = tl.load(thresholds + row)
-    omega = tl.load(prior_weight)  # float64, as an argument it would be float32
+    omega = tl.load(prior_weight)  # a tensor, since a scalar argument would be float32
     best = tl.full((), float("-inf"), tl.float64)
     token = tl.full((), 0, tl.int64)
     for group in range(groups):
@@ -108,7 +108,7 @@ def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: floa
         part = slice(begin, begin + TOKENS_PER_BLOCK)
         n = len(mean[part])
         maxima = torch.empty(n, groups, device=mean.device)
-        # few tokens: more programs along the codebook
+        # for few tokens, more programs along the codebook
         groups_per_program = groups if n > 4096 else min(groups, 16)
         fixed = {"TOKENS": 16} if INTERPRETED else {}
 
@@ -116,7 +116,7 @@ def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: floa
             return triton.cdiv(n, meta["TOKENS"]), along
 
         _maxima[grid](query[part], keys, maxima, n, size, groups, DEPTH=depth, GROUP=GROUP, GROUPS=groups_per_program, **fixed)
-        # float32, rounded down: comparing in the kernel must not lose a group
+        # float32, rounded down, so that the comparison in the kernel loses no group
         threshold = torch.nextafter((maxima.amax(1).double() - 2 * BITS_LOST * slack[part]).float(), query.new_full((), -torch.inf))
         _decide[(n,)](
             maxima,
@@ -135,7 +135,7 @@ def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: floa
 
 
 def _keys(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[c, c^2] in float32, filled with zeros to a depth that tl.dot takes; its columns' largest magnitudes; the codewords."""
+    """[c, c^2] in float32, padded with zeros to a depth that tl.dot accepts; its columns' largest magnitudes; the codewords."""
     keys = torch.cat([codebook.double(), codebook.double().square()], dim=1)
     depth = max(16, triton.next_power_of_2(keys.shape[1]))
     padded = torch.nn.functional.pad(keys.float(), (0, depth - keys.shape[1])).contiguous()

@@ -1,4 +1,4 @@
-"""What a search derives from a codebook, kept while the codebook's tensor lives and stays as it is."""
+"""Caches the tables that a search derives from a codebook, while the codebook's tensor lives and does not change."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,12 +13,12 @@ _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def prepared(codebook: Tensor, prepare: Callable[[Tensor], T]) -> T:
-    """prepare(codebook), taken again only for another tensor or after an in-place change, which its version counter shows.
+    """prepare(codebook), computed again only for another tensor or after an in-place change, detected by its version counter.
 
     Raises:
-        UserError: a codeword that is not finite.
+        UserError: a codeword is not finite.
     """
-    if codebook.is_inference():  # such tensors count no versions
+    if codebook.is_inference():  # inference tensors have no version counter
         return prepare(_finite(codebook))
     state = (codebook._version, codebook.data_ptr(), codebook.shape)
     kept = _kept.get(codebook)
@@ -32,5 +32,5 @@ def prepared(codebook: Tensor, prepare: Callable[[Tensor], T]) -> T:
 
 def _finite(codebook: Tensor) -> Tensor:
     if not bool(codebook.isfinite().all().item()):
-        raise UserError("codebook: its codewords must be finite")
+        raise UserError("codebook: its codewords are not finite: the training diverged, or the weights are damaged")
     return codebook

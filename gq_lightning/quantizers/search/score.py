@@ -1,4 +1,4 @@
-"""The score itself, in float64 and without cancelling terms: what decides in every way of searching."""
+"""The score in float64, without cancelling terms. Every search makes its final decision by it."""
 
 import torch
 from torch import Tensor

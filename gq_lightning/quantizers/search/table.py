@@ -1,7 +1,7 @@
-"""CPU, with a compiler: byte tables bound the scores of 32 codewords at a time, and of the few that are left the best is found.
+"""Search on a CPU with a compiler: byte tables bound the scores of 32 codewords at a time; only the few that remain are scored.
 
-Along every dimension the codewords fall into 16 bins, once. For a posterior the least loss in each bin is rounded down to a byte;
-the sum of a codeword's bytes bounds its loss, by one shuffle and one addition per dimension for 32 codewords. table.cpp has the rest.
+The codewords are sorted into 16 bins along each dimension, once. For a posterior, the smallest loss in each bin is rounded down to a
+byte. The sum of a codeword's bytes bounds its loss, with one shuffle and one addition per dimension for 32 codewords. See table.cpp.
 """
 
 import torch
@@ -15,7 +15,7 @@ SAMPLE = 8192
 
 
 def usable(device: torch.device, compile: bool) -> bool:
-    """Whether `search` works here; `compile` says whether to spend a second on it where it has not been compiled yet."""
+    """Whether `search` is available; with `compile`, it is compiled if it has not been, which takes a second."""
     return device.type == "cpu" and library("table", compile) is not None
 
 
@@ -38,7 +38,7 @@ def _prepare(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codewords in float64 (K, m), their bins (blocks of 32, m, 32), and the smallest and largest codeword of each bin (m, 16)."""
     codewords = codebook.double().contiguous()
     size, m = codewords.shape
-    # quantiles, roughly: any edges give a valid bound, these the closest
+    # approximate quantiles: any edges give a valid bound, and these the tightest
     sample = codewords[:: max(1, size // SAMPLE)].sort(dim=0).values
     edges = sample[torch.arange(1, BINS) * len(sample) // BINS].T.contiguous()
     bins = torch.empty(-(-size // LANES), m, LANES, dtype=torch.uint8)
@@ -49,5 +49,5 @@ def _prepare(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _functions():  # type: ignore[no-untyped-def]
     functions = library("table")
-    assert functions is not None, "ask usable() first"
+    assert functions is not None, "call usable() first"
     return functions

@@ -273,5 +273,5 @@ def test_what_else_is_refused() -> None:
     with pytest.raises(UserError, match="prior_weight"):
         best_codewords(good, good, codebook, float("nan"))
     codebook[3, 1] = float("nan")
-    with pytest.raises(UserError, match="codewords must be finite"):
+    with pytest.raises(UserError, match="codewords are not finite"):
         best_codewords(good, good, codebook)
