@@ -1,4 +1,4 @@
-"""Images to train on and to measure with, all of them data modules for Lightning, and the reading of picture files."""
+"""Lightning data modules of images for training and evaluation, and the reading of picture files."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Lightning is imported with the first data module, and all of them together: the command line knows those that are imported
+    # importing these imports Lightning; all are imported together, since the command line finds only classes that are imported
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     files = [import_module(f"{__name__}.{file}") for file in ("downloads", "folders", "module", "photographs", "sets", "shards.module")]

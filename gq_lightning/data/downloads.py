@@ -20,9 +20,9 @@ class CIFAR10(ImageDataModule):
 
     Args:
         root: folder for the download.
-        image_size: side of the square images in pixels; other sizes than 32 are resized.
+        image_size: side of the square images in pixels; pictures are resized if it is not 32.
         batch_size: images in a training batch, on each device.
-        workers: processes that read pictures, at most one a core.
+        workers: processes that read pictures, at most one per core.
     """
 
     def __init__(self, root: str, image_size: int = 32, batch_size: int = 128, workers: int = 2, **settings: Any) -> None:
@@ -30,7 +30,7 @@ class CIFAR10(ImageDataModule):
         self.root = Path(root).expanduser()
 
     def prepare_data(self) -> None:
-        """Downloads what is missing. Raises UserError where that fails."""
+        """Downloads the data set if it is missing. Raises UserError if that fails."""
         _download("CIFAR-10", self.root, lambda: datasets.CIFAR10(self.root, download=True))
 
     def training_set(self) -> PictureSet:
@@ -47,7 +47,7 @@ class CIFARSet(PictureSet):
         try:
             self.images: Any = datasets.CIFAR10(root, train=split == "train")
         except RuntimeError as error:
-            raise UserError(f"{root} has no CIFAR-10, or a damaged one: call prepare_data, which downloads it there") from error
+            raise UserError(f"{root}: CIFAR-10 is missing or damaged: call prepare_data, which downloads it there") from error
         self.split, self.prepare, self.resize, self.crop = split, crop, crop.resize, crop.crop
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Imagenette(StoredPictures):
         self.variant = variant
 
     def prepare_data(self) -> None:
-        """Downloads and unpacks what is missing. Raises UserError where that fails."""
+        """Downloads and unpacks the data set if it is missing. Raises UserError if that fails."""
         _download("Imagenette", self.root, lambda: datasets.Imagenette(self.root, size=self.variant, download=True))
 
     def training_set(self) -> PictureSet:
@@ -86,7 +86,7 @@ class Imagenette(StoredPictures):
         return self._split("val", CenterCrop(self.image_size))
 
     def _split(self, split: str, crop: CenterCrop | TrainingCrop) -> PictureSet:
-        # torchvision's name of the unpacked archive
+        # torchvision's name for the unpacked archive
         folder = self.root / f"imagenette2{'' if self.variant == 'full' else '-' + self.variant.removesuffix('px')}" / split
         names = list_pictures(folder, "call prepare_data, which downloads Imagenette there, or delete a partial download")
         return FileSet(folder, names, crop, f"{self.variant}/{split}")
@@ -96,6 +96,6 @@ def _download(name: str, root: Path, download: Callable[[], object]) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         download()
-    except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError; RuntimeError: the checksum is wrong
+    except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError; a wrong checksum is a RuntimeError
         reason = " ".join(str(error).split())
         raise UserError(f"cannot download {name} to {root}: {reason}; check the network, or put the archive or its folder there") from error

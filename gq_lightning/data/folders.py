@@ -1,4 +1,4 @@
-"""Folders of pictures: ImageNet's layout, and any other."""
+"""Folders of pictures, in ImageNet's layout or any other."""
 
 import hashlib
 import logging
@@ -26,9 +26,9 @@ class StoredPictures(ImageDataModule):
 
     Args:
         root: folder of the pictures.
-        crop: training crops, `resized` (a share of the area, resized), `fast` (the same, resized by torch, some values a little off),
-            `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
-            evaluation: the published training).
+        crop: training crops: `resized` (a share of the area, resized), `fast` (the same, resized by torch, with slightly different
+            values), `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
+            evaluation and in the published training).
         scale: share of the area that a resized or fast crop covers, lower and upper bound.
     """
 
@@ -39,9 +39,10 @@ class StoredPictures(ImageDataModule):
 
 
 class ImageNet(StoredPictures):
-    """ImageNet-1k as it is usually unpacked: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG`` or ``val/*.JPEG``.
+    """ImageNet-1k in its usual layout: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG`` or ``val/*.JPEG``.
 
-    Evaluation: shorter side to image_size, centre crop (arXiv 2512.06609, section 4: the 50 000 validation images at 256).
+    In evaluation, the shorter side is resized to image_size and the centre is cropped (arXiv 2512.06609, section 4: the 50 000 validation
+    images at 256).
 
     Args:
         root: folder with the folders train and val.
@@ -51,7 +52,7 @@ class ImageNet(StoredPictures):
         super().__init__(root, **settings)
 
     def prepare_data(self) -> None:
-        """Lists the pictures, so that the other processes find an index."""
+        """Lists the pictures, so that the other processes find the index."""
         _list(self.root / "train", self.root / "val")
 
     def training_set(self) -> PictureSet:
@@ -66,18 +67,18 @@ class ImageNet(StoredPictures):
 
 
 class SplitPictures(StoredPictures):
-    """Pictures of which some are evaluated: those of another place, or a share.
+    """Pictures with a validation set, either a separate one or a share of the pictures.
 
-    A picture belongs to that share if a hash of its name relative to root says so. The split is the same on every machine and does not
-    change when pictures are added, except in a set so small that the picture with the lowest hash is the whole share. What is evaluated
-    is not trained on: pictures with the same bytes as one of those are left out of training, wherever they lie.
+    A hash of its name relative to root decides whether a picture belongs to the share. The split is the same on every machine and does
+    not change when pictures are added, except in a set so small that the picture with the lowest hash is the whole share. Pictures with
+    the same bytes as a validation picture are left out of training, wherever they are.
 
     Args:
         root: folder of the pictures.
-        validation_share: share of the pictures that is evaluated, between 0 and 1, where no other place is given for those.
+        validation_share: share of the pictures used for validation, between 0 and 1, if there is no separate validation set.
     """
 
-    kind: str  # in words, one and of all
+    kind: str  # names in messages, singular and plural
     kinds: str
 
     def __init__(self, root: str, validation_share: float = 0.05, **settings: Any) -> None:
@@ -88,15 +89,15 @@ class SplitPictures(StoredPictures):
 
     @abstractmethod
     def all_names(self) -> Sequence[str]:
-        """The pictures to train on, or to split."""
+        """Names of the pictures to train on, or to split."""
 
     @abstractmethod
     def some(self, chosen: np.ndarray, crop: CenterCrop | TrainingCrop, split: str) -> StoredSet:
-        """Those of `all_names` for which `chosen` (bool) holds."""
+        """The pictures of `all_names` for which `chosen` (bool) is true."""
 
     @abstractmethod
     def separate(self, crop: CenterCrop, split: str) -> StoredSet | None:
-        """The pictures of the other place; None where there is none."""
+        """The pictures of the separate validation set, or None."""
 
     def training_set(self) -> PictureSet:
         apart, evaluated = self._apart is not None, self.evaluation_set()
@@ -105,14 +106,14 @@ class SplitPictures(StoredPictures):
         shared = np.zeros(chosen.sum(), dtype=bool)
         if self.trainer is None or self.trainer.is_global_zero:
             shared = also_in(self.some(chosen, self.training_crop, split), evaluated)
-        if self.trainer is not None:  # were a file not to be read by one rank alone, they would train on different sets
+        if self.trainer is not None:  # if a file were unreadable on one rank only, the ranks would train on different sets
             shared = self.trainer.strategy.broadcast(shared)
         if shared.any():
-            said = f"{shared.sum()} of {len(shared)} pictures are left out of training, as they are evaluated"
+            said = f"{shared.sum()} of {len(shared)} pictures are left out of training, because they are validation pictures"
             logger.warning("%s: %s", printable(self.root), said)
             chosen[np.flatnonzero(chosen)[shared]] = False
         if not chosen.any():
-            raise UserError(f"{self.root} has no pictures left to train on beside those that are evaluated: add some, or evaluate others")
+            raise UserError(f"{self.root} has no pictures left to train on besides the validation pictures: add some, or change those")
         return self.some(chosen, self.training_crop, split)
 
     def evaluation_set(self) -> StoredSet:
@@ -133,7 +134,7 @@ class ImageFolder(SplitPictures):
 
     Args:
         root: the folder.
-        validation_root: another folder, all of whose pictures are evaluated; null takes a share of root.
+        validation_root: separate folder of validation pictures; null takes a share of root.
     """
 
     kind, kinds = "folder", "a folder"
@@ -143,7 +144,7 @@ class ImageFolder(SplitPictures):
         self.validation_root = None if validation_root is None else Path(validation_root).expanduser()
 
     def prepare_data(self) -> None:
-        """Lists the pictures, so that the other processes find an index."""
+        """Lists the pictures, so that the other processes find the index."""
         _list(self.root, self.validation_root or self.root)
 
     def all_names(self) -> Sequence[str]:
@@ -164,17 +165,17 @@ class ImageFolder(SplitPictures):
 
 def _list(*folders: Path) -> None:
     for folder in folders:
-        with suppress(UserError):  # said where the pictures are asked for
+        with suppress(UserError):  # reported when the pictures are used
             list_pictures(folder)
 
 
 def held_out(names: Sequence[str], share: float) -> np.ndarray:
-    """Which of the pictures are the validation split (bool): about that share of them by their names, one at the least."""
+    """Which pictures form the validation split (bool): about this share of them, by name, and at least one."""
     positions = np.array([position(name) for name in names])
     return positions <= max(share, positions.min())
 
 
 def position(name: str) -> float:
-    """A number in [0, 1) that looks uniform and depends on the name alone."""
+    """A pseudo-random number in [0, 1) that depends only on the name."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,8 +1,8 @@
-"""From a picture set to its batches: broken pictures are replaced, left out, or stop the run.
+"""From a picture set to batches: broken pictures are replaced, left out, or stop the run.
 
     PictureSet --Guarded--> Tensor | UserError | None --collate--> batch | UserError --Loader--> batch, or raises
 
-Errors cross the worker processes as values: an exception there would arrive with a traceback in its message.
+Worker processes return errors as values, because a raised exception would arrive with a traceback in its message.
 """
 
 import logging
@@ -24,28 +24,28 @@ from gq_lightning.errors import UserError
 
 logger = logging.getLogger("gq_lightning.data")
 
-ENOUGH = 200  # pictures drawn before the share of broken ones among them is judged
+ENOUGH = 200  # pictures drawn before the share of broken ones is checked
 WhenBroken = Literal["replace", "leave out", "stop"]
 
 
 class Guarded(Dataset[Tensor | UserError | None]):
-    """A picture set whose broken pictures are named once, in a warning, and counted.
+    """A picture set that warns about each broken picture once, and counts them.
 
     Args:
         pictures: the set.
-        when_broken: `replace` gives the next readable picture in its place, `leave out` gives None, `stop` gives the error.
-        max_broken: where more than this share of the pictures drawn are broken, `replace` gives an error instead. A picture counts as
-            drawn only if it was asked for, not if it replaced another: otherwise one folder of broken pictures, which is searched for
-            a replacement at once, would look like the state of all.
+        when_broken: `replace` returns the next readable picture, `leave out` returns None, `stop` returns the error.
+        max_broken: if more than this share of the pictures drawn are broken, `replace` returns an error. A picture counts as drawn only
+            if it was requested, not if it replaced another. Otherwise the search for a replacement in one folder of broken pictures would
+            make the whole set look broken.
 
     Attributes:
-        broken: (len,) uint8 in memory shared with the worker processes, 1 where a picture was found to be broken.
-        drawn: the same, 1 where a picture was asked for.
+        broken: (len,) uint8 in memory shared with the worker processes, 1 for a broken picture.
+        drawn: likewise, 1 for a picture that was requested.
     """
 
     def __init__(self, pictures: PictureSet, when_broken: WhenBroken, max_broken: float = 1.0) -> None:
         self.pictures, self.when_broken, self.max_broken = pictures, when_broken, max_broken
-        with torch.inference_mode(False):  # a validation may create these first, and training writes to them too
+        with torch.inference_mode(False):  # a validation may create these, and training must be able to write to them
             self.broken, self.drawn = (torch.zeros(len(pictures), dtype=torch.uint8).share_memory_() for _ in range(2))
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Guarded(Dataset[Tensor | UserError | None]):
         return self.pictures.name(index)
 
     def __getitem__(self, place: int | Place) -> Tensor | UserError | None:
-        """The picture of that index; of a place, cropped by the place's random numbers."""
+        """The picture with this index; for a place, cropped with the random numbers of the place."""
         index, seed = place if isinstance(place, tuple) else (place, None)
         with random_numbers(seed):
             return self._picture(index)
@@ -81,7 +81,7 @@ class Guarded(Dataset[Tensor | UserError | None]):
         if drawn < min(ENOUGH, len(self)) or broken <= self.max_broken * drawn:
             return None
         share = f"{broken} of the {drawn} pictures of {self.pictures.split} drawn so far cannot be read"
-        return UserError(f"{share}, more than data.max_broken {self.max_broken:g}: mend those that the warnings name, or raise it")
+        return UserError(f"{share}, more than data.max_broken {self.max_broken:g}: repair those that the warnings name, or raise it")
 
     def all_broken(self) -> UserError:
         return UserError(
@@ -90,7 +90,7 @@ class Guarded(Dataset[Tensor | UserError | None]):
 
 
 def collate(items: list[Tensor | UserError | None]) -> Tensor | UserError:
-    """A batch (B, 3, H, W) of the pictures that could be read, B perhaps 0; or the first error, for the loader to raise."""
+    """A batch (B, 3, H, W) of the readable pictures (B may be 0), or the first error, which the loader raises."""
     errors = [item for item in items if isinstance(item, UserError)]
     if errors:
         return errors[0]
@@ -99,15 +99,15 @@ def collate(items: list[Tensor | UserError | None]) -> Tensor | UserError:
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader over a Guarded set: it raises the errors that its workers return, and skips empty batches.
+    """A DataLoader over a Guarded set. It raises the errors that its workers return, and skips empty batches.
 
-    Over Shuffled places it is stateful in Lightning's sense: `state_dict` says how many pictures of which epoch all ranks have been
-    given, however far their workers have read ahead. After `load_state_dict` that epoch goes on with the next, without reading the
-    earlier ones, whatever the batch size and the number of ranks were.
+    With a Shuffled sampler it is stateful in Lightning's sense: `state_dict` records the epoch and how many of its pictures all ranks
+    have consumed, however far the workers have read ahead. After `load_state_dict` the epoch continues with the next picture, without
+    reading the earlier ones, even with another batch size or number of ranks.
     """
 
-    _epoch = _pictures = 0  # given of that epoch
-    _resumed = (0, 0)  # an epoch, and how many of its pictures were given before this loader was made
+    _epoch = _pictures = 0  # the epoch, and its pictures consumed so far
+    _resumed = (0, 0)  # the resumed epoch, and its pictures consumed before this loader was made
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         order = self.sampler if isinstance(self.sampler, Shuffled) else None
@@ -121,7 +121,7 @@ class Loader(DataLoader[Any]):
             if isinstance(batch, UserError):
                 try:
                     raise batch
-                finally:  # otherwise error and frame would refer to each other, and keep the workers alive
+                finally:  # break the cycle between error and frame, which would keep the workers alive
                     del batch
             if len(batch):
                 empty = False
@@ -129,26 +129,26 @@ class Loader(DataLoader[Any]):
         if empty and isinstance(self.dataset, Guarded):
             if not is_distributed():
                 raise self.dataset.all_broken()
-            # it is this rank's share alone, perhaps, and the others would wait for one that has stopped
+            # only this rank's share may be empty, and the other ranks would wait for one that stops
             logger.warning("nothing to evaluate on a rank: none of its pictures of %s can be read", self.dataset.pictures.split)
-        if order is not None:  # a trainer sets the epoch; a loop without one does not
+        if order is not None:  # for loops without a trainer, which would set the epoch
             order.set_epoch(order.epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self._epoch, "pictures": self._pictures}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        # older checkpoints count batches, and resume with equal settings
+        # older checkpoints count batches, and can only be resumed with equal settings
         pictures = state["pictures"] if "pictures" in state else state["batches"] * self._global_batch
         self._epoch, self._pictures = self._resumed = state["epoch"], pictures
 
     def batches_before(self, epoch: int) -> int:
-        """As how many batches of that epoch those count that were given before this loader was made: all but the ones that are left."""
+        """Batches of the epoch that count as done before this loader was made: all except those that remain."""
         resumed, start = self._resumed
         return len(self) - (len(self.dataset) - start) // self._global_batch if epoch == resumed else 0  # type: ignore[arg-type]
 
     def pictures_before(self, epoch: int, batch: int) -> int:
-        """How many pictures of that epoch all ranks are given before that batch."""
+        """Pictures of the epoch that all ranks consume before the batch."""
         resumed, start = self._resumed
         return (batch - self.batches_before(epoch)) * self._global_batch + (start if epoch == resumed else 0)
 
@@ -158,10 +158,10 @@ class Loader(DataLoader[Any]):
 
 
 def heed_only_the_parent(_: int) -> None:
-    """Makes a worker process ignore signals that are sent to its whole process group, and still end on SIGTERM from its parent.
+    """Makes a worker process ignore signals sent to its process group, but still end on SIGTERM from its parent.
 
-    SLURM, `timeout` and others end a training by a signal to the group. A worker that obeyed it would take the training down before its
-    checkpoint is saved. Where the parent is gone, torch ends the worker.
+    SLURM, `timeout` and others end a training by a signal to the process group. If a worker obeyed it, the training would fail before
+    saving its checkpoint. torch ends a worker whose parent is gone.
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return

@@ -1,7 +1,7 @@
-"""ImageDataModule: two picture sets and everything that is the same for all of them.
+"""ImageDataModule: a training set and an evaluation set, and the loading that all data modules share.
 
-training_set()   -> shuffled and cropped at random, both by the seed (see `order`), whole batches (B, 3, image_size, image_size) in [-1, 1]
-evaluation_set() -> in order, every picture exactly once on one of the ranks; validation, test and prediction
+training_set()   -> shuffled and cropped at random by the seed (see `order`), full batches (B, 3, image_size, image_size) in [-1, 1]
+evaluation_set() -> in order, each picture exactly once on one of the ranks; used by validation, test and prediction
 """
 
 import os
@@ -23,15 +23,15 @@ from gq_lightning.errors import UserError
 
 
 class ResumableDataModule(LightningDataModule, ABC):
-    """Batches of a training set of pictures, or of what was made of them, shuffled by the seed, and of an evaluation set in order.
+    """Batches of a training set, shuffled by the seed, and of an evaluation set, in order. The items are pictures or their tokens.
 
-    A checkpoint holds the seed and the place in the epoch: a resumed training sees what the uninterrupted one would have seen.
+    A checkpoint holds the seed and the position in the epoch, so a resumed training sees the same pictures as an uninterrupted one.
 
     Args:
         batch_size: pictures in a training batch, on each device.
         evaluation_batch_size: pictures in an evaluation batch; null takes batch_size.
-        workers: processes that read, at most one a core.
-        collate: makes a batch of a list of items.
+        workers: processes that read, at most one per core.
+        collate: makes a batch from a list of items.
     """
 
     def __init__(self, batch_size: int, evaluation_batch_size: int | None, workers: int, collate: Callable[[list[Any]], Any]) -> None:
@@ -42,28 +42,28 @@ class ResumableDataModule(LightningDataModule, ABC):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} {getattr(self, name)}: give a positive number")
         if workers < 0:
-            raise UserError(f"data.workers {workers}: give 0 (read in the main process) or more")
+            raise UserError(f"data.workers {workers}: give 0 (the main process reads) or more")
         self._training_loader: Loader | None = None
         self._resumed: dict[str, int] | None = None
 
     @property
     @abstractmethod
     def _training(self) -> Any:
-        """The set to learn from; it takes places, see `order`."""
+        """The training set, indexed by places, see `order`."""
 
     @property
     @abstractmethod
     def _evaluation(self) -> Any:
-        """The set to measure with."""
+        """The evaluation set."""
 
     @property
     def pictures(self) -> tuple[int, int]:
-        """How many there are to train on and to evaluate with."""
+        """Sizes of the training and the evaluation set."""
         return len(self._training), len(self._evaluation)
 
     @cached_property
     def seed(self) -> int:
-        """Seed of the order and crops of training: torch's seed when training begins, that of the first rank on all ranks."""
+        """Seed of the order and crops of training: torch's seed on the first rank when training begins."""
         seed = torch.initial_seed()
         return seed if self.trainer is None else self.trainer.strategy.broadcast(seed)
 
@@ -74,7 +74,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         self.seed, self._resumed = state_dict["seed"], state_dict
 
     def train_dataloader(self) -> Loader:
-        """Raises UserError where a rank's share of the set is smaller than one batch."""
+        """Raises UserError if a rank's share of the set is smaller than one batch."""
         items, count = len(self._training), ranks()
         if items // count < self.batch_size:
             where = f" on each of {count} devices" if count > 1 else ""
@@ -88,11 +88,11 @@ class ResumableDataModule(LightningDataModule, ABC):
         return loader
 
     def batches_before(self, epoch: int) -> int:
-        """As how many batches of the training epoch those count that it was resumed behind; 0 where it is not the one that was resumed."""
+        """Batches of the epoch that count as done before training was resumed; 0 for any epoch but the resumed one."""
         return 0 if self._training_loader is None else self._training_loader.batches_before(epoch)
 
     def val_dataloader(self) -> Loader:
-        """The evaluation set in order. Where ranks do not divide it, some have a batch more: reduce after the loop, not in it."""
+        """The evaluation set in order. Ranks may have different numbers of batches, so reduce after the loop, not in it."""
         items, count = len(self._evaluation), ranks()
         if items < count:
             raise UserError(f"the evaluation set has {items} pictures for {count} devices: evaluate on at most {items}")
@@ -118,7 +118,7 @@ class ResumableDataModule(LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
             collate_fn=self._collate,
             worker_init_fn=heed_only_the_parent,
-            # else each pass over it would draw from the random numbers of the model
+            # its own generator, so that iterating does not change the model's random numbers
             generator=torch.Generator(),
             **settings,
         )
@@ -127,18 +127,18 @@ class ResumableDataModule(LightningDataModule, ABC):
 class ImageDataModule(ResumableDataModule):
     """Images of one size, without labels.
 
-    Broken pictures: in training each is named once, in a warning of the logger ``gq_lightning.data`` and in the run's
-    broken_pictures.txt, and replaced by the next readable one, until `max_broken` is too many; in evaluation the first stops the run
-    with BrokenImage, or with `skip_broken` they are left out of the batches.
+    Broken pictures: in training, each is named once, in a warning of the logger ``gq_lightning.data`` and in the run's
+    broken_pictures.txt, and replaced by the next readable one, unless there are more than `max_broken`. In evaluation, the first stops
+    the run with BrokenImage; with `skip_broken` they are left out of the batches.
 
     Args:
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.
         evaluation_batch_size: images in an evaluation batch; null takes batch_size.
-        workers: processes that read pictures, at most one a core.
+        workers: processes that read pictures, at most one per core.
         skip_broken: evaluate without the pictures that cannot be read, instead of stopping at the first.
-        max_broken: stop training when more than this share of the pictures drawn so far could not be read: of those that the order
-            of training asked this process and its workers for since it began, each counted once, at least 200 or all there are.
+        max_broken: stop training when more than this share of the pictures drawn so far by this process and its workers could not be
+            read. Each picture counts once, and the check begins after 200 pictures, or after all of a smaller set.
     """
 
     def __init__(
@@ -160,11 +160,11 @@ class ImageDataModule(ResumableDataModule):
 
     @abstractmethod
     def training_set(self) -> PictureSet:
-        """The pictures to learn from, cropped at random."""
+        """The pictures to train on, cropped at random."""
 
     @abstractmethod
     def evaluation_set(self) -> PictureSet:
-        """The pictures to measure with: the same tensors in the same order every time."""
+        """The pictures to evaluate: the same tensors in the same order every time."""
 
     @cached_property
     def _training(self) -> Guarded:  # type: ignore[override]
@@ -176,16 +176,16 @@ class ImageDataModule(ResumableDataModule):
 
     @property
     def loaded(self) -> list[Guarded]:
-        """The picture sets used so far, with what was found to be broken in each; the same sets on all ranks."""
+        """The picture sets used so far, with their broken pictures; the same sets on all ranks."""
         return [self.__dict__[name] for name in ("_training", "_evaluation") if name in self.__dict__]
 
     @property
     def skipped(self) -> int:
-        """Number of broken pictures that this process and its workers met and left out, each counted once."""
+        """Number of broken pictures that this process and its workers left out, each counted once."""
         return sum(int(guarded.broken.count_nonzero()) for guarded in self.loaded)
 
     def protocol(self) -> dict[str, Any]:
-        """The evaluation set in plain data, free of machine paths, for results to be compared by."""
+        """Description of the evaluation set as plain data without machine paths, for comparing results."""
         pictures = self._evaluation.pictures
         return {
             "data": type(self).__name__,
@@ -201,7 +201,7 @@ class ImageDataModule(ResumableDataModule):
         }
 
     def batch_names(self, epoch: int, batch: int) -> list[str]:
-        """Names of the pictures of this rank's training batch; where one is broken, the next readable one was in its place."""
+        """Names of the pictures in this rank's training batch; a broken one was replaced by the next readable one."""
         order = self._order()
         order.set_epoch(epoch)
         order.start = (self._training_loader or self.train_dataloader()).pictures_before(epoch, batch)
@@ -209,5 +209,5 @@ class ImageDataModule(ResumableDataModule):
 
 
 def cores() -> int:
-    """How many processes this one may have at work at a time."""
+    """Number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Which pictures of one set are those of another, whatever they are called and wherever they lie: those with the same bytes."""
+"""Finds pictures that occur in two sets, by their bytes, whatever their names and folders."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from gq_lightning.data.pictures.progress import progress
 from gq_lightning.data.sets import StoredSet
 
 Mark = Callable[[StoredSet, int], int | bytes]
-# each costs more than the one before, and is asked of those pictures alone that have agreed so far
+# in order of cost; each is computed only for the pictures that all earlier marks have matched
 MARKS: dict[str, Mark] = {
     "sizes": lambda pictures, index: pictures.size(index),
     "ends": lambda pictures, index: hash(pictures.tail(index)),
@@ -20,7 +20,7 @@ AT_A_TIME = 1000
 
 
 def also_in(pictures: StoredSet, others: StoredSet) -> np.ndarray:
-    """(len(pictures),) bool: those whose bytes are those of one of the others. What cannot be read is none of them."""
+    """(len(pictures),) bool: whether a picture's bytes equal those of one of the others. Unreadable pictures match nothing."""
     mine, theirs = list(range(len(pictures))), list(range(len(others)))
     for what, mark in MARKS.items():
         with progress(f"comparing training with evaluation, {what}", len(mine) + len(theirs)) as advance:

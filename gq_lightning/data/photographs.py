@@ -1,4 +1,4 @@
-"""Real photographs that come with scikit-image and scikit-learn: training without a download."""
+"""Photographs installed with scikit-image and scikit-learn, for training without a download."""
 
 from importlib.resources import as_file, files
 from typing import Any
@@ -31,19 +31,19 @@ LARGEST_ENLARGEMENT = 1.25
 class Photographs(ImageDataModule):
     """21 photographs, colour and grey, that are installed with scikit-image and scikit-learn.
 
-    Held out: a cat, a rocket and a temple (chelsea, rocket, china), shorter side resized to 256 pixels, or to image_size if that
-    is larger, and cut into a grid of squares from the upper left: 64 squares of 64 pixels. Training: random crops of the
-    other 18, at up to three scales each. What else the two packages hold is no photograph, and has statistics of its
-    own: the logo, the phantom, the chessboards, the colour wheel, the horse's silhouette, the disparity map, the tiny
-    animations; microaneurysms.png is 102 pixels wide and a part of retina.jpg.
+    Three are held out, a cat, a rocket and a temple (chelsea, rocket, china). Their shorter side is resized to 256 pixels, or to
+    image_size if that is larger, and they are cut into a grid of squares from the upper left: 64 squares of 64 pixels. Training uses
+    random crops of the other 18, at up to three scales each. The other images of the two packages are not photographs and have different
+    statistics: the logo, the phantom, the chessboards, the colour wheel, the horse's silhouette, the disparity map, the tiny animations;
+    microaneurysms.png is 102 pixels wide and a part of retina.jpg.
 
     Args:
         image_size: side of the square images in pixels.
         batch_size: images in a training batch, on each device.
-        workers: processes that cut crops, at most one a core; the main process cuts thousands of 64 pixels a second.
+        workers: processes that cut crops, at most one per core; the main process cuts thousands of 64-pixel crops a second.
         crops_per_epoch: training crops in an epoch.
-        augment: beside a flip, turn, permute the colours, invert and stretch the contrast of training crops at random: 18
-            photographs hold few colours, and those of other photographs are to be reconstructed.
+        augment: in addition to flips, randomly transpose, permute colours, invert, and change the contrast of training crops. The 18
+            photographs have few colours, and the tokenizer must reconstruct others.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class GridCrops(PictureSet):
 
 
 class RandomCrops(PictureSet):
-    """`count` random squares, flipped and augmented: every item is drawn anew from torch's random numbers, whatever its index."""
+    """`count` random squares, flipped and augmented. Items are drawn from torch's random numbers; the index does not matter."""
 
     def __init__(self, size: int, count: int, augment: bool = False) -> None:
         self.side, self.count, self.augment = size, count, augment
         self.split, self.resize, self.crop = "training photographs", "several scales", "random, random flip"
         self.photographs = [_pixels(resize_shorter(picture, side)) for picture, _ in map(_load, TRAINING) for side in _sides(picture, size)]
         if not self.photographs:
-            raise UserError(f"data.image_size {size} is larger than all photographs: lower it or use another data set")
+            raise UserError(f"data.image_size {size} is larger than all photographs: lower it, or use another data set")
 
     def __len__(self) -> int:
         return self.count
@@ -125,7 +125,7 @@ class RandomCrops(PictureSet):
 
 
 def _augmented(image: Tensor) -> Tensor:
-    """Each change by the toss of a coin: upside down, transposed, colours permuted, inverted, contrast and brightness."""
+    """Applies each change with probability 1/2: vertical flip, transposition, colour permutation, inversion, contrast and brightness."""
     if _below(2):
         image = image.flip(1)
     if _below(2):
@@ -141,7 +141,7 @@ def _augmented(image: Tensor) -> Tensor:
 
 
 def _sides(picture: Image.Image, size: int) -> list[int]:
-    """The shorter sides at which a photograph gives training crops of `size` pixels; none where it is far too small."""
+    """The shorter sides to which a photograph is resized for training crops of `size` pixels; empty if it is far too small."""
     limit = min(picture.size) * LARGEST_ENLARGEMENT
     if size > limit:
         return []
@@ -157,11 +157,11 @@ def _pixels(picture: Image.Image) -> Tensor:
 
 
 def _load(name: str) -> tuple[Image.Image, int]:
-    """The photograph and the bytes of its file, as installed: the packages' own loaders may want to download."""
+    """The installed photograph and the size of its file in bytes. The packages' own loaders might download."""
     package, folder = (HELD_OUT | TRAINING)[name]
     try:
         with as_file(files(package).joinpath(folder, name)) as path:
             return load_picture(path), path.stat().st_size
     except (ModuleNotFoundError, FileNotFoundError, BrokenImage) as error:
         wanted = "scikit-image" if package == "skimage" else "scikit-learn"
-        raise UserError(f"{name} does not come with the installed {wanted}: install or upgrade {wanted} ({error})") from error
+        raise UserError(f"the installed {wanted} lacks {name} ({error}): install or upgrade {wanted}") from error

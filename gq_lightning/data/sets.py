@@ -1,4 +1,4 @@
-"""Picture sets: map-style datasets of float tensors with stable names, and the crops that prepare a picture."""
+"""Picture sets: map-style datasets of float tensors with stable names, and the crops that prepare pictures."""
 
 import hashlib
 import os
@@ -25,12 +25,12 @@ Cut = Literal["resized", "fast", "plain", "native", "center"]
 class PictureSet(Dataset[Tensor], ABC):
     """The contract: `set[index]` is float32 (3, image_size, image_size) in [-1, 1], or raises BrokenImage.
 
-    Random crops use torch's random numbers on the CPU, which training seeds for each picture.
+    Random crops use torch's CPU random numbers, which training seeds for each picture.
 
     Attributes:
-        split: which part of the data this is, without machine paths.
-        resize: how a picture was resized, in words.
-        crop: how the square was cut out, in words.
+        split: name of this part of the data, without machine paths.
+        resize: description of the resizing.
+        crop: description of the cropping.
     """
 
     split: str
@@ -45,15 +45,15 @@ class PictureSet(Dataset[Tensor], ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """A name of the picture that is the same on every machine."""
+        """Name of the picture, the same on every machine."""
 
     @abstractmethod
     def size(self, index: int) -> int:
-        """Bytes of the picture as it is stored."""
+        """Size of the stored picture in bytes."""
 
 
 def fingerprint(pictures: PictureSet) -> str:
-    """SHA-256 over the sorted names and sizes (bytes): equal for equal sets, wherever they are stored."""
+    """SHA-256 of the sorted names and sizes (bytes); equal for equal sets, wherever they are stored."""
     digest = hashlib.sha256()
     for name, size in sorted((pictures.name(index), pictures.size(index)) for index in range(len(pictures))):
         digest.update(os.fsencode(name) + b"\0" + str(size).encode() + b"\n")
@@ -61,15 +61,15 @@ def fingerprint(pictures: PictureSet) -> str:
 
 
 class StoredSet(PictureSet):
-    """Encoded pictures, read when they are asked for.
+    """Encoded pictures, read on access.
 
     Args:
         names: of the pictures, with forward slashes.
-        crop: makes an upright RGB picture square; one of this file's.
+        crop: CenterCrop or TrainingCrop, which cuts a square from an upright RGB picture.
         split: see PictureSet.
 
     Attributes:
-        readers: how many threads may read it at a time.
+        readers: number of threads that may read at the same time.
     """
 
     readers = 16
@@ -84,15 +84,15 @@ class StoredSet(PictureSet):
 
     @abstractmethod
     def content(self, index: int) -> bytes:
-        """Its bytes as they are stored. Raises OSError."""
+        """The stored bytes. Raises OSError."""
 
     @abstractmethod
     def tail(self, index: int) -> bytes:
-        """The last TAIL of them, or all. Raises OSError."""
+        """The last TAIL bytes, or all if there are fewer. Raises OSError."""
 
     @abstractmethod
     def place(self, index: int) -> str:
-        """Where the picture is on this machine, for messages."""
+        """Location of the picture on this machine, for messages."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -109,7 +109,7 @@ class StoredSet(PictureSet):
 
 
 class Names:
-    """Many strings in two arrays, which worker processes share. Of a million string objects each worker would soon have its own copy."""
+    """Many strings in two arrays that worker processes share. Each worker would soon have its own copy of a million string objects."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
@@ -149,12 +149,12 @@ class FileSet(StoredSet):
     def size(self, index: int) -> int:
         try:
             return (self.root / self.names[index]).stat().st_size
-        except OSError:  # a broken link is a broken picture, which must not stop an evaluation that skips those
+        except OSError:  # a broken link counts as a broken picture, which an evaluation may skip
             return 0
 
 
 class CenterCrop:
-    """Shorter side to `size`, then the centre: how pictures are evaluated."""
+    """Resizes the shorter side to `size` and crops the centre, as in evaluation."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -166,17 +166,17 @@ class CenterCrop:
 
 
 class TrainingCrop:
-    """The square that training sees. What is random about it comes from torch's random numbers.
+    """Cuts a training square from a picture, with torch's random numbers.
 
     Args:
         size: pixels.
-        cut: `resized` takes a window with an aspect ratio between 3/4 and 4/3 and resizes it to `size`; `fast` does the same by
-            torch's resize, which takes six tenths of the time of Pillow's and leaves some values 1 of 255 off, on hard edges 2; `plain`
-            takes a square of a picture whose shorter side is resized to `size`; `native` takes a square of `size` pixels up to the
-            whole shorter side, each octave as often, and resizes it to `size`: pixels are never enlarged where the picture has enough.
-            These four flip half of the squares.
-            `center` is CenterCrop, the preparation of evaluation, with which the published models were trained: nothing is random.
-        scale: share of the picture's area that the window covers, lower and upper bound; without effect on the last three.
+        cut: `resized` takes a window with an aspect ratio between 3/4 and 4/3 and resizes it to `size`. `fast` does the same with
+            torch's resize, which takes six tenths of the time of Pillow's and differs by 1 of 255 in some values, by 2 on hard edges.
+            `plain` takes a square after resizing the shorter side to `size`. `native` takes a square with a side between `size` and the
+            whole shorter side, with equal probability for each octave, and resizes it to `size`, so that pixels are not enlarged unless
+            the picture is too small. These four flip half of the squares.
+            `center` is CenterCrop, as in evaluation and in the training of the published models, without randomness.
+        scale: share of the picture's area that the window covers, lower and upper bound; only for `resized` and `fast`.
     """
 
     def __init__(self, size: int, cut: Cut, scale: tuple[float, float] = (1.0, 1.0)) -> None:
@@ -203,7 +203,7 @@ class TrainingCrop:
         return pixels.flip(2) if torch.rand(()) < 0.5 else pixels
 
     def _side(self, shorter: int) -> int:
-        """What the shorter side is resized to, so that a square of `size` covers `size` pixels of it up to all, each octave as often."""
+        """The random length of the shorter side after resizing, for `native`."""
         if shorter <= self.size:
             return self.size
         return round(shorter * (self.size / shorter) ** float(torch.rand(())))

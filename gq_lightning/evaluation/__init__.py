@@ -1,1 +1,1 @@
-"""What a tokenizer gives and costs: its metrics on pictures, and its size and FLOPs before it is trained."""
+"""Evaluation of a tokenizer on pictures, and a summary of its size and FLOPs before training."""

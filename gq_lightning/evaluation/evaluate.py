@@ -1,4 +1,4 @@
-"""One evaluation for the end of fit and for the command line: measure what a receiver of the tokens sees, write it down, draw it."""
+"""Evaluation for the end of fit and the command line: measure the decoded tokens, write the metrics, draw reconstructions."""
 
 import contextlib
 import io
@@ -29,10 +29,10 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1].
 
-    Under torch.distributed each rank passes its own batches and all get the metrics of all images.
+    With torch.distributed, each rank passes its own batches and receives the metrics of all images.
 
     Returns:
-        The metrics by name, and the protocol by which they were measured.
+        The metrics by name, and their protocol.
 
     Raises:
         UserError: there is no image.
@@ -49,13 +49,13 @@ def evaluate(
         metrics.update(batch, result.images, result.tokens, result.gaussian, result.bits)
     values = metrics.compute()
     if not values:
-        raise UserError("no image to evaluate: the data's evaluation set is empty, or none of it can be read, as the warnings say")
+        raise UserError("no image to evaluate: the evaluation set is empty or unreadable (see the warnings): give another")
     tokenizer.train(training)
     return values | {"evaluation_seconds": round(time.perf_counter() - begin, 2)}, metrics.protocol()
 
 
 def write_metrics(path: Path, values: Mapping[str, Any], protocol: Mapping[str, Any], data: Mapping[str, Any], **facts: Any) -> None:
-    """Writes metrics.json: the numbers, and everything needed to repeat them or to refuse a comparison."""
+    """Writes metrics.json: the numbers, and everything needed to reproduce them or to detect an invalid comparison."""
     machine = {"platform": platform.platform(), "processors": os.cpu_count(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         machine["accelerator"] = torch.cuda.get_device_name()
@@ -64,12 +64,12 @@ def write_metrics(path: Path, values: Mapping[str, Any], protocol: Mapping[str, 
 
 
 def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Image.Image:
-    """A picture of three labelled rows: original, Gaussian (decoded from the posterior mean; left out where there is none), quantised.
+    """An image with labelled rows: original, Gaussian (decoded from the posterior mean, if there is one), quantised.
 
     Args:
         images: (B, 3, H, W) in [-1, 1], one column each.
         result: their reconstructions.
-        scale: enlargement of small images, by whole pixels; None picks one that shows them at about 128 pixels.
+        scale: integer enlargement; None enlarges small images to about 128 pixels.
     """
     rows = [("original", images), ("quantised", result.images)]
     if result.gaussian is not None:
@@ -90,7 +90,7 @@ def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Im
 
 
 def some_images(dataset: PictureSet, count: int) -> Tensor:
-    """`count` images spread evenly over a dataset, the same at every call; pictures that cannot be read are left out."""
+    """`count` images spread evenly over a dataset, the same at every call, without unreadable ones."""
     last = len(dataset) - 1
     steps = max(min(count, len(dataset)) - 1, 1)
     indices = sorted({round(i * last / steps) for i in range(min(count, len(dataset)))})
@@ -99,12 +99,12 @@ def some_images(dataset: PictureSet, count: int) -> Tensor:
         with contextlib.suppress(BrokenImage):
             found.append(dataset[index])
     if not found:
-        raise UserError("no readable image in the evaluation set")
+        raise UserError("the evaluation set has no readable image: repair its pictures, or give another")
     return torch.stack(found)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
+    """Writes a PNG atomically."""
     encoded = io.BytesIO()
     picture.save(encoded, format="PNG")
     write_whole(path, encoded.getvalue())

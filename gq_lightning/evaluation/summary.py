@@ -1,6 +1,6 @@
-"""What a tokenizer costs and gives, before it is trained: parameters, FLOPs per image and the geometry of its tokens.
+"""Summary of a tokenizer before training: parameters, FLOPs per image and the geometry of its tokens.
 
-A module on the meta device has shapes and no values, so the largest model is described in seconds, without memory, data or weights.
+A module on the meta device has shapes but no values, so even the largest model takes only seconds, without memory, data or weights.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ CONVENTION = "FLOPs: 2 per multiply-accumulate, of the convolutions, linear laye
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one tokenizer at one image size.
+    """The summary of one tokenizer at one image size.
 
     Attributes:
         backbone, quantizer: names of the classes.
-        image_size: side of the image that FLOPs and tokens belong to, in pixels.
-        parameters: parameters of `encoder`, `decoder`, `quantizer` and `total`, which is what a saved tokenizer has. Buffers (a
-            random codebook, multipliers, moving averages) are none.
-        training_only: parameters of what else the model has, such as an adversary.
-        encode_flops, decode_flops: per image, by `CONVENTION`. What the quantizer computes is not in it.
+        image_size: side in pixels of the image to which FLOPs and tokens refer.
+        parameters: parameters of `encoder`, `decoder` and `quantizer`, and their `total`, as in a saved tokenizer. Buffers (a random
+            codebook, multipliers, moving averages) do not count.
+        training_only: parameters used only in training, such as those of an adversary.
+        encode_flops, decode_flops: per image, by `CONVENTION`, without the quantizer.
         tokens_per_position, codebook_size, bits_per_position, bits_per_pixel: of the quantizer.
         tokens_per_image: on the whole grid.
     """
@@ -51,10 +51,10 @@ class Summary:
 
 
 def summarize(tokenizer: ImageTokenizer, image_size: int, training: nn.Module | None = None) -> Summary:
-    """The summary of a tokenizer, on the meta device or on another, for images of `image_size` x `image_size` pixels.
+    """The summary of a tokenizer, on the meta device or any other, for images of `image_size` x `image_size` pixels.
 
     Args:
-        training: the module that trains it, whose other children are counted as `training_only`.
+        training: the module that trains it; its other children count as `training_only`.
 
     Raises:
         UserError: the backbone does not accept that size.
@@ -82,7 +82,7 @@ def summarize(tokenizer: ImageTokenizer, image_size: int, training: nn.Module | 
 
 
 def render(summary: Summary, form: Format = "table") -> Table | str:
-    """A rich table, a JSON object, or a markdown table of one row that can be appended to others."""
+    """A rich table, a JSON object, or a markdown table with one row."""
     if form == "json":
         return json.dumps(dataclasses.asdict(summary), indent=2)
     size = f"{summary.image_size}x{summary.image_size}"
@@ -122,7 +122,7 @@ def _count(module: nn.Module) -> int:
 
 @torch.no_grad()
 def _flops(function: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    # scaled_dot_product_attention is counted, too: on the meta device as the two matrix products that it is
+    # on the meta device, scaled_dot_product_attention counts as two matrix products
     with FlopCounterMode(display=False) as counter:
         function(x)
     return counter.get_total_flops()

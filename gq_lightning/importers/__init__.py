@@ -1,1 +1,1 @@
-"""Checkpoints of other code as tokenizers of this package."""
+"""Import of checkpoints of other code."""

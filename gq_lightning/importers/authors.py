@@ -1,9 +1,9 @@
-"""Checkpoints of the authors' code (https://arxiv.org/abs/2512.06609, section 5) as tokenizers of this package.
+"""Import of checkpoints of the authors' code (https://arxiv.org/abs/2512.06609, section 5).
 
-    file -> tensors (no code runs) -> our names for theirs, one to one -> backbone -> ImageTokenizer with the published codebook
+    file -> tensors (no code runs) -> renamed one to one -> backbone -> ImageTokenizer with the published codebook
 
-The networks are the same functions under other names, so no tensor is transposed or split. Every tensor of encoder and decoder is used
-exactly once; the import stops at one that is missing, left over, of the wrong shape, or not finite.
+The networks are the same functions with other names, so no tensor is transposed or split. Every tensor of encoder and decoder is used
+exactly once. The import fails if a tensor is missing, left over, of the wrong shape, or not finite.
 """
 
 import inspect
@@ -30,14 +30,14 @@ logger = logging.getLogger("gq_lightning.importers.authors")
 
 Architecture = Literal["unet", "vit"]
 CLASSES: dict[Architecture, type[Backbone]] = {"unet": UNet, "vit": VisionTransformer}
-# the decoder's first layer, (its width, latent channels, ...), whose name differs between the two
+# the decoder's first layer, (width, latent channels, ...), whose name tells the two architectures apart
 FIRST_LAYERS: dict[Architecture, str] = {"unet": "decoder.conv_in.weight", "vit": "decoder.post_quant_embed.weight"}
 
-# A training that aligns the latents with a foundation model's features (checkpoints named `_vf`) also saves that model and the layer
-# that maps between the two. Encoding and decoding use neither.
+# A training that aligns the latents with a foundation model's features (checkpoints named `_vf`) also saves that model and a linear
+# projection. Encoding and decoding use neither.
 ALIGNMENT = ("foundation_model.", "linear_proj.")
 
-# Our names -> theirs, applied in order; `decoder.up` counts from fine to coarse, see `their_name`
+# from our names to theirs, applied in order; `decoder.up` counts from fine to coarse, see `their_name`
 RENAMINGS: dict[Architecture, tuple[tuple[str, str], ...]] = {
     "unet": (
         (r"^encoder\.levels", "encoder.down"),
@@ -78,14 +78,14 @@ def import_checkpoint(
 
     Args:
         path: Lightning file with a `state_dict`. No code from it is run.
-        architecture: of its backbone.
-        bits_per_position: rate at which it was trained; the weights do not show it.
+        architecture: of the backbone.
+        bits_per_position: rate at which it was trained, which the weights do not show.
         codebook_size: likewise.
-        config: YAML with `model.backbone.{class_path,init_args}`, for sizes other than the paper's. What the weights show is derived
-            from them: widths of features and latents, and a ViT's image size.
+        config: YAML with `model.backbone.{class_path,init_args}`, for sizes other than the paper's. The widths of features and latents,
+            and a ViT's image size, are derived from the weights.
 
     Raises:
-        UserError: the file cannot be read safely, is not of these sizes or this architecture, or a tensor does not fit.
+        UserError: the file cannot be read safely, has another architecture or other sizes, or a tensor does not fit.
     """
     tensors = read_tensors(path)
     backbone = _empty_backbone(tensors, architecture, path, config)
@@ -99,7 +99,7 @@ def import_checkpoint(
             f"{path}: {surplus[0]!r} of shape {tuple(tensors[surplus[0]].shape)} (our name: none) is left over, one of {len(surplus)}: "
             f"give a {architecture} of these sizes, or its sizes by --config"
         )
-    # copied, because two entries of the file may share memory, and the file may be deleted later
+    # copied, because entries of the file may share memory, and the file may be deleted later
     weights = {name: tensors[theirs].detach().to(torch.float32, copy=True).contiguous() for name, theirs in names.items()}
     backbone.load_state_dict(weights, assign=True)
     quantizer = GaussianQuantizer(
@@ -117,7 +117,7 @@ def import_checkpoint(
 
 
 def their_name(name: str, architecture: Architecture, levels: int = 0) -> str:
-    """The authors' name of a tensor of our backbone. `levels` is the UNet's, whose decoder counts them from coarse to fine here."""
+    """The authors' name of a tensor of our backbone. `levels` is the UNet's number of levels, which our decoder counts in reverse."""
     for pattern, replacement in RENAMINGS[architecture]:
         name = re.sub(pattern, replacement, name)
     return re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.up.{levels - 1 - int(match[1])}", name)
@@ -132,14 +132,14 @@ def _check(tensor: Tensor | None, shape: torch.Size, where: str, architecture: A
     if tensor.dtype not in FLOATS:
         raise UserError(f"{where} is {tensor.dtype}: save it as a plain float32 tensor")
     if not bool(torch.isfinite(tensor).all()):
-        raise UserError(f"{where} holds values that are not finite: the training diverged or the file is damaged; give another checkpoint")
+        raise UserError(f"{where} has values that are not finite: the training diverged or the file is damaged; give another checkpoint")
 
 
 # From tensors and config to an empty backbone
 
 
 def _empty_backbone(tensors: dict[str, Tensor], architecture: Architecture, path: str | Path, config: str | Path | None) -> Backbone:
-    """The backbone, on the meta device: its weights are the file's, and drawing others first would take seconds and memory."""
+    """The backbone on the meta device; drawing weights that the file replaces would take seconds and memory."""
     other: Architecture = "vit" if architecture == "unet" else "unet"
     if FIRST_LAYERS[architecture] not in tensors and FIRST_LAYERS[other] in tensors:
         raise UserError(f"{path}: {FIRST_LAYERS[other]} makes it a {other}, not a {architecture}: use --backbone {other}")
@@ -147,11 +147,11 @@ def _empty_backbone(tensors: dict[str, Tensor], architecture: Architecture, path
     arguments = _configured(architecture, config)
     known: dict[str, Any] = {"encoder_channels": 2 * latents, "latent_channels": latents}
     if architecture == "unet":
-        # the one size that no shape shows, and the authors' code has no other
+        # the only size that no shape shows; the authors' code has no other value
         known["norm_groups"] = 32
     else:
         if "width" in arguments and "heads" not in arguments:
-            raise UserError(f"{config}: model.backbone.init_args.heads is missing: state it with width, since the weights do not show it")
+            raise UserError(f"{config}: model.backbone.init_args.heads is missing: give it together with width; the weights do not show it")
         known["patch_size"] = max(1, math.isqrt(_size(tensors, "encoder.conv1.weight", 1, path) // 3))
         known["image_size"] = math.isqrt(_size(tensors, "encoder.positional_embedding", 0, path)) * known["patch_size"]
     for name, value in known.items():
@@ -164,7 +164,7 @@ def _empty_backbone(tensors: dict[str, Tensor], architecture: Architecture, path
             return build(Backbone, description, source)  # type: ignore[type-abstract]
     except UserError as error:
         raise UserError(f"{source}: {str(error).removeprefix(f'{source}: ')}; give the network's sizes by --config") from error
-    except RuntimeError as error:  # torch on sizes below 1
+    except RuntimeError as error:  # torch raises it for sizes below 1
         raise UserError(f"{source}: model.backbone.init_args: {arguments} make no {architecture}: correct them") from error
 
 
@@ -197,7 +197,7 @@ def _configured(architecture: Architecture, config: str | Path | None) -> dict[s
 
 
 class Inert:
-    """Stands for an object of a class that is not wanted here, such as a training setting: takes all that is said of it, does nothing."""
+    """Placeholder for an object of an unneeded class, such as a training setting. It accepts any state and does nothing."""
 
     def __new__(cls, *args: Any) -> Any:
         return super().__new__(cls)
@@ -207,13 +207,13 @@ class Inert:
 
 
 class InertDict(Inert):
-    """Likewise for subclasses of dict, which the unpickler fills entry by entry."""
+    """Placeholder for subclasses of dict, which the unpickler fills entry by entry."""
 
     def __new__(cls, *args: Any) -> Any:
         return {}
 
 
-# what Lightning files hold beside tensors: settings, paths, callbacks' names. None of these is imported; all become Inert
+# what Lightning files contain besides tensors: settings, paths, callbacks' names. None of these is imported; all become Inert
 HARMLESS = re.compile(
     r"(omegaconf|pathlib|lightning|lightning_fabric|pytorch_lightning)\.[\w.]+|argparse\.Namespace|collections\.defaultdict|typing\.Any"
     r"|numpy\.dtype|numpy\.(_core|core)\.multiarray\.(scalar|_reconstruct)|numpy\.ndarray"
@@ -223,18 +223,18 @@ DICTS = re.compile(r"collections\.defaultdict|.*\.AttributeDict")
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of encoder and decoder of a Lightning file, by the authors' names; they are mapped, not read.
+    """The tensors of encoder and decoder in a Lightning file, by the authors' names; they are mapped, not read.
 
-    `loss.*` is left out; so is, with a message, what belongs to the alignment with a foundation model.
+    It ignores `loss.*` and, with a warning, the tensors of an alignment with a foundation model.
 
-    torch's own restricted unpickler reads the file. Classes that it does not know become inert placeholders where they are
-    among the harmless ones, and otherwise the file is refused.
+    torch's restricted unpickler reads the file. Unknown classes become inert placeholders if they are known to be harmless; otherwise the
+    file is refused.
     """
 
     def placeholders(names: list[str]) -> list[Any]:
         if refused := [name for name in names if not HARMLESS.fullmatch(name)]:
             raise UserError(
-                f"{path}: refused, since it would call {', '.join(map(repr, refused[:3]))}: where you trust the file, save"
+                f"{path}: refused, because it would call {', '.join(map(repr, refused[:3]))}: if you trust the file, save"
                 " {'state_dict': torch.load(...)['state_dict']} to a new file"
             )
         return [(InertDict if DICTS.fullmatch(name) else Inert, name) for name in names]
@@ -245,12 +245,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such checkpoint; give the Lightning file (.ckpt) of the authors' code") from error
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not state:
-        raise UserError(f"{path}: no state_dict in it: give the Lightning file (.ckpt) of the authors' code")
+        raise UserError(f"{path}: has no state_dict: give the Lightning file (.ckpt) of the authors' code")
     if "tokenizer" in checkpoint and any(str(name).startswith("backbone.") for name in state):
         raise UserError(f"{path}: a checkpoint of this package, not of the authors' code: use `python -m gq_lightning convert`")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(f"{path}: state_dict entry {str(name)[:80]!r} is a {type(tensor).__name__}, not a tensor: save tensors alone")
+            raise UserError(f"{path}: state_dict entry {str(name)[:80]!r} is a {type(tensor).__name__}, not a tensor: save only tensors")
         if not name.startswith(("encoder.", "decoder.", "loss.", *ALIGNMENT)):
             raise UserError(
                 f"{path}: {name[:80]!r} of shape {tuple(tensor.shape)} (our name: none) belongs to no Gaussian checkpoint: "
@@ -258,5 +258,5 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             )
     if left := Counter(name.split(".")[0] for name in state if name.startswith(ALIGNMENT)):
         counts = " and ".join(f"{name}.* ({count})" for name, count in sorted(left.items()))
-        logger.warning("%s: left out %s: only the training uses them, to align latents with a foundation model's features", path, counts)
+        logger.warning("%s: ignored %s, which only the training uses to align latents with a foundation model's features", path, counts)
     return {name: tensor for name, tensor in state.items() if name.startswith(("encoder.", "decoder."))}

@@ -1,4 +1,4 @@
-"""Losses of a training: reconstruction, and the adversary with its discriminator."""
+"""Training losses: reconstruction, and the adversary with its discriminator."""
 
 from gq_lightning.losses.adversary import Adversary
 from gq_lightning.losses.discriminator import PatchDiscriminator

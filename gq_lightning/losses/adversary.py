@@ -1,13 +1,13 @@
 """Adversarial loss of VQGAN, https://arxiv.org/abs/2012.09841 (Esser et al. 2021, section 3.1): hinge loss, adaptive weight.
 
     step:        0 ............ start ............ start + warmup ............
-    discriminator:   rests      | learns          | learns
-    generator:       reconstruction alone         | reconstruction + weight * adaptive weight * (-logits)
+    discriminator:   idle       | learns          | learns
+    generator:       reconstruction only          | reconstruction + weight * adaptive weight * (-logits)
 
-The adaptive weight is the ratio of the gradient norms, at the decoder's last layer, of the reconstruction loss and of the logits:
-whatever the scales of the two losses, they then pull equally.
+The adaptive weight is the ratio of the gradient norms of the reconstruction loss and of the logits at the decoder's last layer. It
+balances the two losses whatever their scales.
 
-Real images alone set the discriminator's ActNorm, also where the generator would be the first to use it.
+The discriminator's ActNorm is initialised by real images only, even if the generator uses it first.
 """
 
 from typing import final
@@ -24,19 +24,19 @@ from gq_lightning.losses.discriminator import PatchDiscriminator
 
 @final
 class Adversary(nn.Module):
-    """A discriminator, when it works and what it weighs.
+    """A discriminator with its schedule and weights.
 
-    The published code alternates generator and discriminator from the first batch on, also before the adversarial loss starts; here
-    each batch trains the generator and, from `start` on, the discriminator too. Its start at step 20 001 is `start: 10000` here.
+    The published code alternates generator and discriminator batches from the start, even before the adversarial loss is used. Here each
+    batch trains the generator and, from `start` on, also the discriminator. The published start at step 20 001 is `start: 10000` here.
 
     Args:
         discriminator: the network.
-        start: step (batch) at which the discriminator begins to learn. Before, it costs nothing.
-        warmup: steps that it learns before the generator sees it.
-        weight: of the adversarial term, on top of the adaptive weight.
+        start: step at which the discriminator begins to learn. Before that it costs nothing.
+        warmup: steps that the discriminator learns before it affects the generator.
+        weight: weight of the adversarial term, on top of the adaptive weight.
         max_adaptive_weight: upper bound of the adaptive weight.
         learning_rate: of the discriminator; None takes the generator's.
-        betas: of its Adam.
+        betas: of the discriminator's Adam.
     """
 
     def __init__(
@@ -58,22 +58,22 @@ class Adversary(nn.Module):
         self.start, self.warmup = start, warmup
         self.weight, self.max_adaptive_weight = weight, max_adaptive_weight
         self.learning_rate, self.betas = learning_rate, betas
-        # in a tuple, so that it is no submodule: the parameters are registered once, as `discriminator`
+        # in a tuple, so that the parameters are registered only once, as `discriminator`
         self._learner: tuple[nn.Module] = (discriminator,)
 
     def learns(self, step: int) -> bool:
-        """Whether the discriminator learns from this batch."""
+        """Whether the discriminator learns at this step."""
         return step >= self.start
 
     def judges(self, step: int) -> bool:
-        """Whether the generator sees the discriminator at this batch."""
+        """Whether the discriminator affects the generator at this step."""
         return step >= self.start + self.warmup
 
     def distribute(self, device: torch.device) -> None:
-        """To be called by all ranks once they share a process group: from here on gradients of the discriminator are averages over ranks.
+        """Averages the discriminator's gradients over ranks from now on; all ranks must call it when the process group exists.
 
-        The discriminator has its own DistributedDataParallel since it has its own backward pass: in one of both, each pass would
-        miss the parameters of the other.
+        The discriminator has its own DistributedDataParallel because it has its own backward pass. In a common one, each pass would lack
+        the gradients of the other.
         """
         if is_distributed():
             devices = [device.index] if device.type == "cuda" else None
@@ -85,13 +85,13 @@ class Adversary(nn.Module):
         """The weighted adversarial term of the generator, a scalar, and its detached parts by name.
 
         Args:
-            images: (B, 3, H, W), the real ones.
+            images: (B, 3, H, W), the originals.
             reconstructions: (B, 3, H, W), with their graph.
-            reconstruction_loss: scalar, of the same graph.
+            reconstruction_loss: scalar of the same graph.
             last_layer: weight of the decoder's last layer.
         """
         self.discriminator.initialize(images)
-        # gradients pass through the discriminator to the images, but are not gathered in it
+        # gradients pass through the discriminator to the images, but do not accumulate in it
         self.discriminator.requires_grad_(False)
         logits = self.discriminator(reconstructions).float()
         self.discriminator.requires_grad_(True)
@@ -103,7 +103,7 @@ class Adversary(nn.Module):
         gradients = torch.stack(
             [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in (reconstruction_loss, term)]
         )
-        # norms of the gradients of the global batch: the weight is the same on all ranks, and that of a single process
+        # norms of the global batch's gradients, so that the weight is the same on all ranks and in a single process
         reconstruction, adversarial = mean_over_ranks(gradients).flatten(1).norm(dim=1)
         return (reconstruction / (adversarial + 1e-4)).clamp(0.0, self.max_adaptive_weight).detach()
 

@@ -18,10 +18,8 @@ Normalization = Literal["actnorm", "spectral", "none"]
 
 
 class ActNorm(nn.Module):
-    """Scale and shift per channel, set by `initialize` to give mean 0 and deviation 1, then learned
-    (https://arxiv.org/abs/1807.03039, section 3.1). (B, C, H, W) to the same shape.
-
-    There are no running statistics, so SyncBatchNorm has nothing to convert here.
+    """Learned scale and shift per channel, initialised to give mean 0 and standard deviation 1
+    (https://arxiv.org/abs/1807.03039, section 3.1). (B, C, H, W) to the same shape. It has no running statistics.
     """
 
     initialized: Tensor
@@ -37,10 +35,10 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Sets scale and shift by the channels of x, which is this rank's equal share of a batch: all ranks get the same values."""
+        """Sets scale and shift from the global batch, of which x is this rank's equal share; all ranks get the same values."""
         x = x.float()
         mean = mean_over_ranks(x.mean(dim=(0, 2, 3)))
-        # from the mean, not as a difference of moments: where the deviation is small, float32 has few digits left of that
+        # from the deviations, because a difference of moments loses its digits when the variance is small
         variance = mean_over_ranks((x - mean.view(-1, 1, 1)).square().mean(dim=(0, 2, 3)))
         values = x[:, 0].numel() * ranks()
         deviation = (variance * values / max(values - 1, 1)).sqrt()  # unbiased
@@ -55,11 +53,11 @@ class PatchDiscriminator(nn.Module):
 
     Args:
         width: channels of the first layer; each layer doubles them, up to 8 times.
-        layers: halvings of the image. A logit of 6 layers judges more than a 256x256 image, one of 3 a patch of 70x70.
+        layers: number of times the image is halved. With 6 layers a logit covers more than a 256x256 image, with 3 a patch of 70x70.
         normalization: `actnorm`; `spectral` normalisation of the kernels; or `none`.
 
     Raises:
-        UserError: width or layers are not positive, or an unknown normalisation.
+        UserError: width or layers are not positive, or the normalisation is unknown.
     """
 
     def __init__(self, width: int = 160, layers: int = 6, normalization: Normalization = "actnorm") -> None:
@@ -67,7 +65,7 @@ class PatchDiscriminator(nn.Module):
         if width < 1 or layers < 1:
             raise UserError(f"discriminator: width {width} and layers {layers} must be positive")
         if normalization not in ("actnorm", "spectral", "none"):
-            raise UserError(f"discriminator.normalization: {normalization!r} is none of actnorm, spectral, none")
+            raise UserError(f"discriminator.normalization: {normalization!r}: give actnorm, spectral or none")
         self.layers = layers
         widths = [width * min(2**index, 8) for index in range(layers + 1)]
 
@@ -83,11 +81,11 @@ class PatchDiscriminator(nn.Module):
             modules += [ActNorm(widths[index])] if normalization == "actnorm" else []
             modules.append(nn.LeakyReLU(0.2))
         self.network = nn.Sequential(*modules, convolution(widths[-1], 1, 1))
-        self._known = False  # what the buffers of ActNorm say, on the host: reading them each step would wait for the device
+        self._known = False  # host copy of ActNorm's buffers, since reading them at each step would wait for the device
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
-        """Sets ActNorm by the first batch of real images (B, 3, H, W) in [-1, 1]; what was set, or loaded, stays."""
+        """Initialises ActNorm from the first batch of real images (B, 3, H, W) in [-1, 1], unless it is initialised or loaded."""
         if self._known:
             return
         if not all(bool(layer.initialized) for layer in self.network if isinstance(layer, ActNorm)):
@@ -108,7 +106,7 @@ class PatchDiscriminator(nn.Module):
         return self.network(images)
 
     def _check_size(self, images: Tensor) -> None:
-        # each halving floors; the two last convolutions take one pixel each
+        # each halving rounds down, and the last two convolutions take one pixel each
         if min(images.shape[-2:]) >> self.layers < 3:
             height, width = images.shape[-2:]
             fitting = max((min(height, width) // 3).bit_length() - 1, 0)

@@ -1,4 +1,4 @@
-"""How well images survive their tokens: quality, rate and use of the codebook, over all images and processes."""
+"""Metrics of a tokenizer over all images and processes: quality, rate and codebook usage."""
 
 from gq_lightning.metrics.base import ImageMetric, Metric, Number
 from gq_lightning.metrics.reconstruction import METRICS, ReconstructionMetrics, numbers

@@ -1,7 +1,7 @@
-"""Metric: one thing that is measured on all images of all processes, and how people read its numbers.
+"""Metric: the base class of everything that is measured over all images of all processes.
 
-A metric is one file: its numbers with their directions and formats, its state with the reduction over processes, and how it measures.
-The logs, metrics.json and its protocol, the report, and the experiments' figures and tables read nothing else.
+A metric is one file. It defines its numbers with their directions and formats, its state with the reduction over processes, and the
+measurement. The logs, metrics.json and its protocol, the report, and the experiments' figures and tables need nothing else.
 """
 
 from abc import abstractmethod
@@ -20,14 +20,14 @@ ARROWS = {"higher": " \N{UPWARDS ARROW}", "lower": " \N{DOWNWARDS ARROW}", None:
 
 @dataclass(frozen=True)
 class Number:
-    """What a metric gives.
+    """A value that a metric reports.
 
     Attributes:
-        name: in metrics.json and the logs.
-        label: in tables and on axes, with the unit.
-        form: format of its values there, as in f"{value:.2f}".
-        better: which way is better, if either is.
-        logarithmic: whether an axis of it is.
+        name: name in metrics.json and the logs.
+        label: label in tables and on axes, with the unit.
+        form: format specification, as in f"{value:.2f}".
+        better: the better direction, if there is one.
+        logarithmic: whether to plot it on a logarithmic axis.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Number:
 
     @property
     def heading(self) -> str:
-        """The label, with an arrow that says which way is better."""
+        """The label, with an arrow in the better direction."""
         return self.label + ARROWS[self.better]
 
     def show(self, value: float) -> str:
@@ -46,21 +46,23 @@ class Number:
 
 
 class Metric(torchmetrics.Metric):
-    """A torchmetrics `Metric`, made for a quantizer. `add_state` declares its state, which torchmetrics reduces over the processes.
+    """A torchmetrics `Metric`, constructed for a quantizer. `add_state` declares its state, which torchmetrics reduces over processes.
 
-    `update` names what it wants of a batch, and gets that alone. It changes no state in place, which may be an inference tensor.
+    `update` receives those of the following that its signature names. It must not change its state in place, since the state may be an
+    inference tensor.
 
         originals, images: (B, 3, H, W) float32 on the scale 0..255, not rounded.
         tokens: (B, h, w, tokens_per_position) int64.
-        bits: KL of each token, (B, h, w, tokens_per_position), or None where the quantizer has no posterior.
+        bits: KL of each token, (B, h, w, tokens_per_position), or None if the quantizer has no posterior.
 
-    `compute` gives plain numbers by name, and leaves out those that cannot be measured.
+    `compute` returns plain numbers by name and omits those that cannot be measured.
 
     Attributes:
-        numbers: what `compute` gives.
+        numbers: the numbers that `compute` returns.
         protocol: how it measures, for JSON.
-        of_images: whether it compares images: it then measures those of the Gaussian posterior, too, under the prefix `gaussian_`.
-        costly: whether it takes more time than all else: it is left to `test` and the end of fit, and may be turned off there.
+        of_images: whether it compares images. If so, it also measures the images of the Gaussian posterior, with the prefix `gaussian_`.
+        costly: whether it takes more time than everything else. If so, only `test` and the end of fit compute it, where it can be turned
+            off.
     """
 
     full_state_update = False
@@ -74,7 +76,7 @@ class Metric(torchmetrics.Metric):
 
 
 class ImageMetric(Metric):
-    """The mean, over all images, of a number that each image has. Images of fewer than `smallest_side` pixels are left out."""
+    """The mean over all images of a number per image. Images with a side shorter than `smallest_side` pixels are left out."""
 
     of_images = True
     smallest_side: ClassVar[int] = 1
@@ -88,7 +90,7 @@ class ImageMetric(Metric):
 
     @abstractmethod
     def of_each(self, images: Tensor, originals: Tensor) -> Tensor:
-        """The number of each image, (B,), of images (B, 3, H, W) on the scale 0..255."""
+        """The number of each image, (B,), from images (B, 3, H, W) on the scale 0..255."""
 
     def update(self, images: Tensor, originals: Tensor) -> None:
         if min(images.shape[-2:]) >= self.smallest_side:

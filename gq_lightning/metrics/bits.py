@@ -1,4 +1,4 @@
-"""The divergence of each token's posterior, in bits: how well it fits the codebook (arXiv 2512.06609, section 3)."""
+"""The divergence of each token's posterior, in bits, compared with the codebook's (arXiv 2512.06609, section 3)."""
 
 import math
 
@@ -12,7 +12,8 @@ ALPHA = 0.5
 
 
 class Bits(Metric):
-    """Statistics over all tokens; within alpha means at most the `alpha` of the TDC (else `ALPHA`) away from log2(codebook_size)."""
+    """Statistics over all tokens. A token is within alpha if its bits differ from log2(codebook_size) by at most the TDC's `alpha`, or
+    `ALPHA` without a TDC."""
 
     numbers = (
         Number("bits_mean", "bits per token, mean", ".2f"),

@@ -1,4 +1,4 @@
-"""How much of the codebook the tokens use (arXiv 2512.06609, section 5), and whether it has collapsed."""
+"""Codebook usage (arXiv 2512.06609, section 5), and a check for collapse."""
 
 import math
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from gq_lightning.metrics.base import Metric, Number
 from gq_lightning.quantizers.base import Quantizer, check_tokens
 from gq_lightning.theory import expected_usage
 
-# a histogram of more codewords than this would cost more memory than it is worth
+# larger codebooks have no histogram, which would take too much memory
 LARGEST_HISTOGRAM = 2**22
 
 
 class CodebookUsage(Metric):
-    """Of one histogram of all tokens.
+    """Usage and perplexity from one histogram of all tokens.
 
     Raises:
         UserError: a token is not in [0, codebook_size).
@@ -53,10 +53,10 @@ class CodebookUsage(Metric):
 
 
 def collapse(values: Mapping[str, float]) -> str | None:
-    """What is wrong with the codebook, in a sentence, or None: usage under 1 %, unless there were too few tokens to expect more."""
+    """A warning if the codebook has collapsed, else None: usage under 1 %, unless there were too few tokens to expect more."""
     if "codebook_usage" not in values:
         return None
     used, expected = values["codebook_usage"], values["codebook_usage_expected"]
     if used >= min(0.01, expected / 4):
         return None
-    return f"the codebook has collapsed: the tokens use {used:.3%} of its codewords, where as many uniform tokens would use {expected:.2%}"
+    return f"the codebook has collapsed: the tokens use {used:.3%} of its codewords; as many uniform tokens would use {expected:.2%}"

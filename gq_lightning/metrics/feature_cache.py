@@ -1,10 +1,10 @@
-"""Inception features of pictures that were measured before: the originals of an evaluation set are the same for every tokenizer.
+"""A cache of Inception features. The originals of an evaluation set are the same for every tokenizer.
 
-A picture is known by the hash of its pixels as they were measured, so that any set, order and number of processes finds it. A feature's
-last bits depend on how it was computed, too: on the weights, the libraries, the device, the threads and the number of pictures in the
-batch. All of these are part of the place, and a batch is taken from here only whole, so that rFID is the same to the bit with and without.
+An image is identified by the hash of its pixels, so that it is found in any set, order and number of processes. A feature's last bits
+also depend on the weights, the libraries, the device, the threads and the number of images in the batch. All of these are part of the
+cache's path, and a batch is taken from the cache only if all of it is there, so that the cache does not change rFID by a single bit.
 
-    cache_folder()/features/HASH OF HOW/ab/cdef…     2048 float32 numbers and their SHA-256: 8 KiB a picture
+    cache_folder()/features/HASH OF HOW/ab/cdef…     2048 float32 numbers and their SHA-256: 8 KiB per image
 """
 
 import hashlib
@@ -25,9 +25,9 @@ CHECKSUM = 32  # bytes of a SHA-256
 
 
 def remembered(pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    """Features (B, D), float32, of pictures (B, 3, H, W), uint8: from the cache, else computed and kept there.
+    """Features (B, D), float32, of images (B, 3, H, W), uint8, from the cache, or computed and stored there.
 
-    What is damaged is computed and written again. A folder that cannot be written costs the cache and nothing else.
+    Damaged entries are computed and written again. If the folder is not writable, there is no cache.
     """
     if not len(pixels):
         return compute(pixels)
@@ -46,7 +46,7 @@ def remembered(pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _how(pixels: Tensor) -> str:
-    """All that the bits of a feature depend on beside the picture."""
+    """Hash of everything besides the image that affects the bits of a feature."""
     if pixels.device.type == "cuda":
         device = torch.cuda.get_device_name(pixels.device)
     else:

@@ -1,4 +1,4 @@
-"""The Fréchet distance of Inception features (FID, https://arxiv.org/abs/1706.08500), on the Inception of 2015 by torch-fidelity."""
+"""The Fréchet distance of Inception features (FID, https://arxiv.org/abs/1706.08500), with torch-fidelity's Inception of 2015."""
 
 from functools import cache
 from io import BytesIO
@@ -16,10 +16,10 @@ FEATURES = 2048
 
 
 def inception_features(images: Tensor, cached: bool = False) -> Tensor:
-    """Features (B, 2048), float64, of images (B, 3, H, W) on the scale 0..255; they are rounded to whole numbers first.
+    """Features (B, 2048), float64, of images (B, 3, H, W) on the scale 0..255, which are first rounded to whole numbers.
 
     Args:
-        cached: look the images up among those that were measured before; for originals, which come again, see feature_cache.py.
+        cached: use the cache (feature_cache.py); for originals, which every evaluation measures again.
     """
 
     def compute(pixels: Tensor) -> Tensor:
@@ -33,12 +33,12 @@ def inception_features(images: Tensor, cached: bool = False) -> Tensor:
 @cache
 def _extractor(device: torch.device) -> nn.Module:
     state = weights.load("inception")
-    # the classifier is not used, and our files do without it
+    # the classifier is unused and missing from the cached weights
     state["fc.weight"], state["fc.bias"] = torch.zeros(1008, FEATURES), torch.zeros(1008)
     file = BytesIO()
     torch.save(state, file)
     file.seek(0)
-    # inference tensors could not be copied into later; the random start must not disturb a training run
+    # the module must not hold inference tensors, and its random initialisation must not change a training's random numbers
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         return FeatureExtractorInceptionV3("inception-v3-compat", [str(FEATURES)], feature_extractor_weights_path=file).to(device)
 
@@ -46,14 +46,14 @@ def _extractor(device: torch.device) -> nn.Module:
 def frechet_distance(first: tuple[int, Tensor, Tensor], second: tuple[int, Tensor, Tensor]) -> float:
     """|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr (C1 C2)^(1/2) of two sets of vectors.
 
-    With factors C = F F^T the last trace is the sum of the singular values of F1^T F2. That is exact where a covariance is singular
+    With factors C = F F^T, the last trace is the sum of the singular values of F1^T F2. This is exact even if a covariance is singular
     (fewer vectors than features), and many times faster than the eigenvalues of C1 C2.
 
     Args:
         first, second: (number of vectors >= 2, their sum (D,), the sum of their outer products (D, D)), float64.
 
     Returns:
-        The distance, >= 0; nan where a sum is not finite.
+        The distance, >= 0; nan if a sum is not finite.
     """
     mean1, covariance1 = _moments(*first)
     mean2, covariance2 = _moments(*second)
@@ -61,7 +61,7 @@ def frechet_distance(first: tuple[int, Tensor, Tensor], second: tuple[int, Tenso
         return float("nan")
     cross = scipy.linalg.svdvals(_factor(covariance1).T @ _factor(covariance2)).sum()
     distance = ((mean1 - mean2) ** 2).sum() + covariance1.trace() + covariance2.trace() - 2 * cross
-    return max(float(distance), 0.0)  # equal sets: rounding may leave a tiny negative number
+    return max(float(distance), 0.0)  # for equal sets, rounding may give a tiny negative number
 
 
 def _moments(count: int, total: Tensor, products: Tensor) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -70,7 +70,7 @@ def _moments(count: int, total: Tensor, products: Tensor) -> tuple[numpy.ndarray
 
 
 def _factor(covariance: numpy.ndarray) -> numpy.ndarray:
-    """F (D, rank) with F F^T = covariance, by a Cholesky decomposition with pivots."""
+    """F (D, rank) with F F^T = covariance, by a pivoted Cholesky decomposition."""
     lower, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
     factor = numpy.empty((len(covariance), rank))
     factor[pivots - 1] = numpy.tril(lower)[:, :rank]

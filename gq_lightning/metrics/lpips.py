@@ -1,4 +1,4 @@
-"""LPIPS (https://arxiv.org/abs/1801.03924), version 0.1, of each image, then the mean; on the network that papers report."""
+"""LPIPS (https://arxiv.org/abs/1801.03924), version 0.1, averaged over images, with the network that papers report."""
 
 from typing import ClassVar, Final
 

@@ -1,4 +1,4 @@
-"""Multi-scale SSIM of each image, then the mean, as pytorch_msssim has it: per channel, on as many levels as fit."""
+"""Multi-scale SSIM averaged over images, as in pytorch_msssim: per channel, on as many levels as fit."""
 
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ LEVEL_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli and
 
 
 def fitting_levels(side: int) -> int:
-    """The levels that the window fits into, 2 to 5, for images whose shorter side has `side` pixels; 0 where it is only one or none."""
+    """Number of levels, 2 to 5, that the window fits into when the shorter side has `side` pixels; 0 if it is fewer than two."""
     fitting = [level for level in range(2, len(LEVEL_WEIGHTS) + 1) if side > (WINDOW - 1) * 2 ** (level - 1)]
     return max(fitting, default=0)
 
@@ -24,7 +24,7 @@ def ms_ssim(images: Tensor, targets: Tensor, levels: int) -> Tensor:
     weights = images.new_tensor(LEVEL_WEIGHTS[:levels])
     weights = weights / weights.sum()
     batch, channels = images.shape[:2]
-    # (B * C, 1, H, W): each channel an image of its own
+    # (B * C, 1, H, W): each channel is a separate image
     images, targets = images.flatten(0, 1)[:, None], targets.flatten(0, 1)[:, None]
     result = images.new_ones(batch * channels)
     for level in range(levels - 1):

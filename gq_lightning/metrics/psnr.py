@@ -1,4 +1,4 @@
-"""PSNR of each image over all its channels, then the mean: the definition behind the numbers of arXiv 2512.06609 (section 5)."""
+"""PSNR of each image over all channels, averaged over images, as in arXiv 2512.06609 (section 5)."""
 
 from typing import ClassVar
 
@@ -7,7 +7,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from gq_lightning.metrics.base import ImageMetric, Number
 
-CAP = 100.0  # dB; identical images would give infinity, which JSON cannot hold and a mean cannot bear
+CAP = 100.0  # dB; identical images would give infinity, which breaks means and JSON
 
 
 class PSNR(ImageMetric):

@@ -1,4 +1,4 @@
-"""What the tokens cost: bits per pixel, and how many images and tokens were measured."""
+"""The rate in bits per pixel, and the numbers of images and tokens measured."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""ReconstructionMetrics: what a receiver of the tokens sees, measured over all images and processes (arXiv 2512.06609, section 5)."""
+"""ReconstructionMetrics: the metrics of images decoded from tokens, over all images and processes (arXiv 2512.06609, section 5)."""
 
 import dataclasses
 import warnings
@@ -20,14 +20,14 @@ from gq_lightning.metrics.rfid import RFID
 from gq_lightning.metrics.ssim import SSIM
 from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
 
-# all that is measured, in the order of the report; a metric in here is everywhere
+# all metrics, in the order of the report
 METRICS: list[type[Metric]] = [PSNR, SSIM, MSSSIM, LPIPS, RFID, Rate, Bits, CodebookUsage]
-GAUSSIAN = "gaussian_"  # the prefix of what is decoded from the Gaussian posterior
+GAUSSIAN = "gaussian_"  # prefix of the metrics of images decoded from the Gaussian posterior
 PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips")
 
 
 def numbers() -> dict[str, Number]:
-    """Every number that metrics.json may have, by its name there."""
+    """Every number that metrics.json may contain, by name."""
     every = [number for metric in METRICS for number in metric.numbers]
     both = [number for metric in METRICS if metric.of_images for number in metric.numbers]
     every += [dataclasses.replace(number, name=GAUSSIAN + number.name, label=f"Gaussian {number.label}") for number in both]
@@ -35,13 +35,14 @@ def numbers() -> dict[str, Number]:
 
 
 class ReconstructionMetrics(nn.Module):
-    """The metrics that fit a quantizer: call `update` per batch, then `compute`.
+    """The metrics that apply to a quantizer: call `update` for each batch, then `compute`.
 
-    No state is in a state_dict, and the networks are shared by the whole process, so a LightningModule may hold this object.
+    It adds nothing to a state_dict and shares its networks within the process, so a LightningModule may hold this object.
 
     Args:
         quantizer: of the tokens.
-        costly, gaussian_costly: whether to take the metrics that cost more than all else (rFID), and those of the Gaussian images, too.
+        costly: compute the costly metrics (rFID) of the images decoded from tokens.
+        gaussian_costly: with `costly`, compute them for the Gaussian images too.
 
     Raises:
         UserError: weights are missing and cannot be fetched.
@@ -64,9 +65,9 @@ class ReconstructionMetrics(nn.Module):
 
         Args:
             images: the originals, (B, 3, H, W) in [-1, 1].
-            reconstructions: decoded from the tokens, (B, 3, H, W); clamped to [-1, 1] here, as the other images are.
+            reconstructions: decoded from the tokens, (B, 3, H, W); clamped to [-1, 1] here, like the other images.
             tokens: (B, h, w, tokens_per_position) int64.
-            gaussian: decoded from the Gaussian posterior without quantisation, (B, 3, H, W), where the quantizer has one.
+            gaussian: decoded from the Gaussian posterior without quantisation, (B, 3, H, W); None if there is no posterior.
             bits: KL of each token in bits, (B, h, w, tokens_per_position), likewise.
 
         Raises:
@@ -82,13 +83,13 @@ class ReconstructionMetrics(nn.Module):
                 self.of_gaussian.update(originals=originals, images=_to_255(gaussian))
 
     def compute(self) -> dict[str, float | int]:
-        """The metrics of all images of all processes, as plain numbers by name; what was not or cannot be measured is left out.
+        """The metrics over all images of all processes, as plain numbers by name, without those that could not be measured.
 
-        Nothing of no image.
+        Empty if there was no image.
         """
         self.images.update(0)
         with warnings.catch_warnings():
-            # a process may have had no image, while others had
+            # a process may have had no image
             warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
             return self.of_tokens.compute() | self.of_gaussian.compute() if self.images.compute() else {}
 

@@ -1,4 +1,4 @@
-"""Metrics for people: a table of tokens and the Gaussian VAE that they replace, side by side."""
+"""A table of metrics: the tokens and the Gaussian VAE that they replace, side by side."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from gq_lightning.metrics.reconstruction import GAUSSIAN, METRICS
 
 
 def metrics_table(values: Mapping[str, float], title: str) -> Table:
-    """Rows of metrics, those of images first; those that were not measured are left out."""
+    """A table with a row per metric, image metrics first, without those that were not measured."""
     both = any(name.startswith(GAUSSIAN) for name in values)
     table = Table("metric", "tokens", *(["Gaussian VAE"] if both else []), title=title, title_justify="left")
     for of_images in (True, False):

@@ -1,4 +1,4 @@
-"""rFID: the Fréchet distance between the Inception features of the originals and of what is decoded from their tokens."""
+"""rFID: the Fréchet distance between the Inception features of the originals and of the images decoded from their tokens."""
 
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from gq_lightning.quantizers.base import Quantizer
 
 
 class RFID(Metric):
-    """Of two images or more, on the scale 0..255.
+    """rFID of at least two images on the scale 0..255.
 
     Raises:
         UserError: Inception's weights are missing and cannot be fetched.
@@ -34,15 +34,15 @@ class RFID(Metric):
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__(quantizer)
-        weights.load("inception")  # missing weights are a matter of now, not of the first batch
+        weights.load("inception")  # report missing weights now, not at the first batch
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-        # of the originals and of the images: sum and sum of the outer products of their features
+        # for the originals and for the images: sum of the features, and sum of their outer products
         sizes = (2, frechet.FEATURES, frechet.FEATURES)
         self.add_state("sums", torch.zeros(sizes[:2], dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("products", torch.zeros(sizes, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, originals: Tensor) -> None:
-        # originals are the same for tokens and the Gaussian posterior, and for every tokenizer
+        # the originals are the same for tokens and Gaussian posterior, and for every tokenizer, so they are cached
         features = torch.stack([frechet.inception_features(originals, cached=True), frechet.inception_features(images)])
         self.count, self.sums = self.count + len(images), self.sums + features.sum(dim=1)
         self.products = self.products + features.mT @ features

@@ -1,6 +1,6 @@
-"""SSIM of each image, then the mean, as pytorch_msssim has it: the definition behind the numbers of arXiv 2512.06609 (section 5).
+"""SSIM averaged over images, as in pytorch_msssim and arXiv 2512.06609 (section 5).
 
-The engine is torchmetrics; unlike there, the average is taken where the whole window lies inside the image.
+Computed by torchmetrics, but averaged only where the whole window is inside the image.
 """
 
 from typing import Any, ClassVar

@@ -1,1 +1,1 @@
-"""Training an ImageTokenizer under Lightning."""
+"""Training an ImageTokenizer with Lightning."""

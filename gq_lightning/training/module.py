@@ -1,6 +1,6 @@
-"""TokenizerTraining: an ImageTokenizer, its losses and its optimizers; one training loop and one evaluation for every method.
+"""TokenizerTraining: an ImageTokenizer, its losses and its optimizers, with one training loop and one evaluation for all methods.
 
-Training decodes the quantizer's relaxation. Validation, test and everything a user calls decode tokens alone.
+Training decodes the quantizer's relaxation. Validation, test and prediction use tokens only.
 """
 
 import math
@@ -26,13 +26,13 @@ from gq_lightning.training.optimization import Schedule, adamw, as_asked_for, pl
 
 
 def is_logging_step(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Whether a step was just made that the loggers write: `log` of a dozen values takes as long as a small model's optimizer."""
+    """Whether the loggers write the step just completed. Logging a dozen values takes as long as a small model's optimizer step."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return bool(pl_module.step_complete) and every > 0 and trainer.global_step % every == 0
 
 
 def last_step(trainer: Trainer) -> int:
-    """Where the loggers write what is known after the last optimizer step: they count steps from 0, as Lightning does."""
+    """The loggers' number of the last optimizer step; like Lightning, they count from 0."""
     return max(trainer.global_step - 1, 0)
 
 
@@ -42,24 +42,23 @@ class TokenizerTraining(LightningModule):
     Args:
         backbone: encoder and decoder.
         quantizer: features to tokens and back.
-        loss: reconstruction loss; None for a tokenizer that is not to be trained.
+        loss: reconstruction loss; None if the tokenizer is not trained.
         learning_rate: of AdamW.
         betas: of AdamW.
         weight_decay: of AdamW, on matrices and kernels. With 0 it is Adam.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         schedule: `constant`, or `cosine` down to 1 % of the learning rate at the last step.
         gradient_clip: largest norm of the gradients; None does not clip.
-        accumulate: batches whose gradients make one step; what is left of them at the end of an epoch makes one too. `trainer.max_steps`,
-            checkpoints, schedules and the loggers count steps, each with its generator update and, under an adversary, its discriminator
-            update; `trainer.val_check_interval` counts batches.
-        adversary: discriminator and adversarial loss; None trains without.
+        accumulate: batches per optimizer step; the remaining batches at the end of an epoch also make a step. `trainer.max_steps`,
+            checkpoints, schedules and the loggers count steps, each of which updates the generator and, with an adversary, the
+            discriminator. `trainer.val_check_interval` counts batches.
+        adversary: discriminator and adversarial loss; None trains without them.
 
-    A training that goes on from a checkpoint has the settings that are asked for now: learning rate, betas, weight decay, length and shape
-    of the schedule, accumulation, with or without an adversary or averaged weights. Weights, moments, multipliers and progress are the
-    checkpoint's.
+    A resumed training uses the current settings for learning rate, betas, weight decay, the length and shape of the schedule,
+    accumulation, adversary and averaged weights. It takes weights, moments, multipliers and progress from the checkpoint.
 
     Attributes:
-        step_complete: whether the batch just seen has completed a step.
+        step_complete: whether the last batch completed a step.
     """
 
     step_complete = False
@@ -84,7 +83,7 @@ class TokenizerTraining(LightningModule):
         if not (0 <= learning_rate < math.inf and weight_decay >= 0 and warmup_steps >= 0 and all(0 <= beta < 1 for beta in betas)):
             wrong = f"model.learning_rate {learning_rate}, weight_decay {weight_decay}, warmup_steps {warmup_steps}, betas {betas}"
             raise UserError(f"{wrong}: none may be negative, nor the learning rate infinite, nor a beta 1 or more")
-        # two optimizers, each with its own backward pass, are Lightning's manual optimization
+        # two optimizers with separate backward passes need Lightning's manual optimization
         self.automatic_optimization = False
         self.tokenizer = ImageTokenizer(backbone, quantizer)
         self.loss, self.adversary = loss, adversary
@@ -92,32 +91,31 @@ class TokenizerTraining(LightningModule):
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         self.metrics: ReconstructionMetrics | None = None
-        # DistributedDataParallel of the whole must not wait for gradients of the discriminator, which has its own, see Adversary
+        # the module's DistributedDataParallel must not wait for gradients of the discriminator, which has its own (see Adversary)
         self._ddp_params_and_buffers_to_ignore = [name for name in self.state_dict() if name.startswith("adversary.")]
 
     def parts_to_compile(self) -> list[nn.Module]:
-        """What takes the time of a step."""
+        """The modules that take most of the time of a step."""
         return [self.tokenizer.backbone.encoder, self.tokenizer.backbone.decoder]
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
         if self.loss is None:
-            raise UserError("model.loss: null, but fit needs a loss")
+            raise UserError("model.loss: null: fit needs a loss, so configure one")
         if not any(parameter.requires_grad for parameter in self.tokenizer.parameters()):
             raise UserError(
-                "the tokenizer is frozen, as from_pretrained gives it: to train on, call tokenizer.train().requires_grad_(True), "
+                "the tokenizer is frozen, as from_pretrained returns it: call tokenizer.train().requires_grad_(True), "
                 "then TokenizerTraining(tokenizer.backbone, tokenizer.quantizer, loss)"
             )
         if self.trainer.precision == "16-mixed":
-            raise UserError("trainer.precision: 16-mixed needs scaled gradients, which two optimizers do not share: use bf16-mixed")
+            raise UserError("trainer.precision: 16-mixed needs scaled gradients, which two optimizers cannot share: use bf16-mixed")
 
     def on_train_start(self) -> None:
         for optimizer, scheduler in zip(self._optimizers(), self._schedulers(), strict=True):
             as_asked_for(optimizer, scheduler)
         log_complete_steps(self.trainer, lambda: self.step_complete)
         if self.adversary is not None:
-            # DistributedDataParallel of the discriminator is its own
             self.adversary.distribute(self.device)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Any]:
@@ -138,7 +136,7 @@ class TokenizerTraining(LightningModule):
         norms = [take_step(*generator, self.gradient_clip, counted=True)] if complete else []
         if adversary is not None and adversary.learns(step):
             judgement, more = adversary.discriminator_loss(batch, reconstructions)
-            # not manual_backward: that one prepares DDP of the generator for gradients which do not come
+            # not manual_backward, which would prepare the generator's DDP for gradients that never come
             (judgement / self.accumulate).backward()
             parts = parts | more
             if complete:
@@ -151,7 +149,7 @@ class TokenizerTraining(LightningModule):
         return {"loss": total, "gradient_norms": norms, "posterior": quantized.posterior}
 
     def on_validation_epoch_start(self) -> None:
-        # what is costly takes longer than the rest of a validation: test and the end of fit have it
+        # the costly metrics take longer than the rest of a validation, so only test and the end of fit compute them
         self.metrics = ReconstructionMetrics(self.tokenizer.quantizer, costly=self.trainer.testing).to(self.device)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -163,11 +161,11 @@ class TokenizerTraining(LightningModule):
         assert self.metrics is not None
         values, self.metrics = self.metrics.compute(), None
         prefix = "test" if self.trainer.testing else "val"
-        if not values:  # said by all ranks at once
-            raise UserError("none of the evaluation set's pictures can be read, as the warnings say: mend them, or evaluate others")
-        # all ranks have computed the same values; sync_dist says so to Lightning
+        if not values:  # on all ranks alike
+            raise UserError("none of the evaluation set's pictures can be read (see the warnings): repair them, or evaluate others")
+        # all ranks have computed the same values; sync_dist tells Lightning so
         self.log_dict({f"{prefix}/{name}": float(value) for name, value in values.items()}, sync_dist=True)
-        # before its first step an encoder says the same of all images
+        # an untrained encoder gives nearly the same tokens for all images
         if not self.trainer.sanity_checking and (warning := collapse(values)) is not None:
             rank_zero_warn(warning)
 
@@ -185,7 +183,7 @@ class TokenizerTraining(LightningModule):
         return schedulers if isinstance(schedulers, list) else [schedulers]
 
     def _without_synchronisation(self) -> AbstractContextManager[None]:
-        # gradients of an incomplete step stay on their rank
+        # the gradients of an incomplete step need no reduction
         block = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
         return block()
 
@@ -202,7 +200,7 @@ class TokenizerTraining(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = self.state_dict()
         weights_to_go_on_with(self.trainer, checkpoint)
-        # the tokenizer alone must be the checkpoint's: an adversary may come or go
+        # only the tokenizer must match the checkpoint; an adversary may be added or removed
         for states in ("state_dict", "current_model_state"):
             if (state := checkpoint.get(states)) is not None:
                 kept = {name: value for name, value in state.items() if name in own or not name.startswith("adversary.")}
@@ -210,16 +208,14 @@ class TokenizerTraining(LightningModule):
                 _check_fit(checkpoint[states], own)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # a checkpoint alone suffices to make the tokenizer again; plain data, so that it loads with weights_only
+        # lets a checkpoint alone rebuild the tokenizer; plain data, so that it loads with weights_only
         checkpoint["tokenizer"] = self.tokenizer.description()
 
 
 def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raises UserError unless a checkpoint's state has the names and shapes of the model's own."""
+    """Raises UserError unless a checkpoint's state has the names and shapes of the model."""
     for name in sorted(state.keys() | own.keys()):
         theirs, ours = (f"one of shape {tuple(part[name].shape)}" if name in part else "" for part in (state, own))
         if theirs != ours:
             told = f"the checkpoint has {theirs or 'none'}, the model {ours or 'none'}"
-            raise UserError(
-                f"--ckpt_path: {name}: {told}: give model.backbone, model.quantizer and model.loss as the run that wrote it had"
-            )
+            raise UserError(f"--ckpt_path: {name}: {told}: give model.backbone, model.quantizer and model.loss of the run that wrote it")

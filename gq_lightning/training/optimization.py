@@ -1,4 +1,4 @@
-"""AdamW with warm-up and an optional cosine decay, counted in optimizer steps; how many steps a training has, and how it goes on."""
+"""AdamW with warm-up and an optional cosine decay, the number of steps of a training, and resuming with changed settings."""
 
 import math
 from collections.abc import Iterable
@@ -16,20 +16,20 @@ from gq_lightning.errors import UserError
 from gq_lightning.lightning_internals import is_fitting, leave_uncounted
 
 Schedule = Literal["constant", "cosine"]
-# devices on which torch has AdamW as one kernel, instead of several passes over the weights
+# devices on which torch has a fused AdamW kernel
 FUSED = ("cpu", "cuda")
 
 
 def planned_steps(trainer: Trainer, accumulate: int) -> float:
-    """Optimizer steps of the whole training, as Lightning will count them; infinite without a limit.
+    """Optimizer steps of the whole training, as Lightning counts them; infinite without a limit.
 
-    `accumulate` batches make a step, and what is left of them at the end of an epoch makes one too. `max_steps` counts steps,
-    `max_epochs` ends after so many epochs; whichever comes first ends the training.
+    `accumulate` batches make a step, as do the remaining batches at the end of an epoch. The training ends at `max_steps` or `max_epochs`,
+    whichever comes first.
     """
     steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
     if trainer.max_epochs in (None, -1):
         return steps
-    # the first of the two loads the data, which the second asks for
+    # estimated_stepping_batches comes first, because it loads the data for num_training_batches
     if math.isfinite(trainer.estimated_stepping_batches) and math.isfinite(batches := trainer.num_training_batches):
         return min(steps, math.ceil(batches / accumulate) * trainer.max_epochs)
     return steps
@@ -44,7 +44,7 @@ def adamw(
     schedule: Schedule,
     steps: float,
 ) -> OptimizerLRSchedulerConfig:
-    """Optimizer and schedule of those parameters that are trainable, as Lightning wants them.
+    """Optimizer and schedule of the trainable parameters, in Lightning's form.
 
     Args:
         weight_decay: of matrices and kernels; biases, norms and scalars are not decayed.
@@ -53,10 +53,10 @@ def adamw(
         steps: length of the training; finite for `cosine`.
 
     Raises:
-        UserError: a cosine without an end.
+        UserError: the schedule is `cosine` and `steps` is infinite.
     """
     if schedule == "cosine" and not math.isfinite(steps):
-        raise UserError("model.schedule: cosine needs an end: set trainer.max_steps or trainer.max_epochs")
+        raise UserError("model.schedule: cosine needs a finite training: set trainer.max_steps or trainer.max_epochs")
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trainable if parameter.ndim > 1]},
@@ -74,22 +74,22 @@ def adamw(
 
 
 def weights_to_go_on_with(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """To be called as a checkpoint is loaded: where nobody averages weights any more, a fit goes on with those that trained.
+    """Chooses the weights from which fit resumes: the trained ones, if weights are no longer averaged. Call it when loading a checkpoint.
 
     Raises:
-        UserError: there is no optimizer's state to go on with.
+        UserError: the checkpoint has no optimizer state.
     """
     if not is_fitting(trainer):
         return
     if "optimizer_states" not in checkpoint:
-        raise UserError("--ckpt_path: the checkpoint holds weights alone, which cannot be resumed: give one with the optimizer's state")
+        raise UserError("--ckpt_path: the checkpoint has weights only and cannot be resumed: give one with the optimizer's state")
     if not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         checkpoint["state_dict"] = checkpoint.pop("current_model_state", checkpoint["state_dict"])
 
 
 def as_asked_for(optimizer: LightningOptimizer, scheduler: LambdaLR) -> None:
-    """Gives an optimizer that was restored from a checkpoint the settings that `adamw` made it with: a checkpoint holds those of the
-    training that wrote it. Its moments, and the schedule's place, stay the checkpoint's."""
+    """Restores the settings from `adamw` in an optimizer that was loaded from a checkpoint, which overwrote them with its own. Moments and
+    the position in the schedule stay those of the checkpoint."""
     asked = optimizer.defaults
     scheduler.base_lrs = [asked["lr"] for _ in scheduler.base_lrs]
     for group, decay, factor in zip(optimizer.param_groups, (asked["weight_decay"], 0.0), scheduler.lr_lambdas, strict=True):
@@ -98,13 +98,13 @@ def as_asked_for(optimizer: LightningOptimizer, scheduler: LambdaLR) -> None:
 
 
 def take_step(optimizer: LightningOptimizer, scheduler: LRScheduler, gradient_clip: float | None, counted: bool) -> Tensor:
-    """Clips, steps and forgets the gradients; returns their norm before clipping, a scalar on the device.
+    """Clips the gradients, makes a step and clears them. Returns their norm before clipping, a scalar on the device.
 
     Args:
         scheduler: of this optimizer's learning rate, stepped with it.
         gradient_clip: largest norm of the gradients of all the optimizer's parameters; None does not clip.
-        counted: whether this is a step of the training. Lightning counts each optimizer's; with two of them per batch,
-            `max_steps`, checkpoints and schedules would run at double speed.
+        counted: whether it counts as a training step. Lightning counts the steps of every optimizer, so with two of them `max_steps`,
+            checkpoints and schedules would run at double speed.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if gradient_clip is None:

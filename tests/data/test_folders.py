@@ -92,13 +92,13 @@ def test_no_picture_is_trained_on_and_evaluated(
     validation = make(tmp_path)
     data = ImageFolder(str(tmp_path), validation_root=str(validation))
     assert names(data.training_set()) == ["0.png", "3.png", "4.png"] and names(data.evaluation_set()) == ["1.png", "2.png"]
-    assert caplog.messages == [f"{tmp_path}: {left_out} of {count} pictures are left out of training, as they are evaluated"]
+    assert caplog.messages == [f"{tmp_path}: {left_out} of {count} pictures are left out of training, because they are validation pictures"]
 
 
 def test_training_inside_validation(tmp_path: Path) -> None:
     inside(tmp_path)
     data = ImageFolder(str(tmp_path / "val"), validation_root=str(tmp_path))
-    with pytest.raises(UserError, match="no pictures left to train on beside those that are evaluated"):
+    with pytest.raises(UserError, match="no pictures left to train on besides the validation pictures"):
         data.training_set()
     fill(tmp_path / "more", ["9.png"], size=(9, 9))
     (tmp_path / "val" / "gone.png").symlink_to("nowhere")

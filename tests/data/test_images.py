@@ -276,7 +276,7 @@ def test_other_pictures_are_counted_and_said(tmp_path: Path, caplog: pytest.LogC
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [path.name for path in find_pictures([tmp_path])] == ["a.jfif", "b.JPE"]
-    assert caplog.messages == [f"{tmp_path}: passed over 2 .heic, 1 .psd: such pictures are not read, convert them to PNG or JPEG"]
+    assert caplog.messages == [f"{tmp_path}: skipped 2 .heic, 1 .psd: these formats are not supported, convert them to PNG or JPEG"]
 
 
 def test_postscript_never_reaches_an_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

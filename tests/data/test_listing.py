@@ -165,7 +165,7 @@ def test_no_place_for_the_index(root: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("GQ_LIGHTNING_HOME", str(tmp_path / "file"))
     assert list_pictures(root) == NAMES
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{root} is listed again at each start: cannot write {tmp_path / 'file'}")
+    assert record.getMessage().startswith(f"{root} will be listed again at each start: cannot write {tmp_path / 'file'}")
     assert "GQ_LIGHTNING_HOME" in record.getMessage() and "--out" not in record.getMessage()
 
 

@@ -207,7 +207,7 @@ def test_an_index_of_the_older_form(root: Path, scanned: list[str], caplog: pyte
     old = {"format": "gq_lightning shard 1", "size": before["size"], "members": members, "left_out": {}}
     path.write_text(json.dumps(old))
     assert len(every(root)) == COUNT and scanned == ["train-000001.tar"]
-    assert f"{path} has the older form, without checksums; the archive is read without it: `python -m gq" in caplog.text
+    assert f"{path} has the older format, without checksums; the archive is read without it: `python -m gq" in caplog.text
     write_shards(made / "folder", root, megabytes=0.008, workers=0)
     assert path.read_bytes() == (made / "shards" / "train-000001.json").read_bytes()
 
@@ -218,14 +218,14 @@ def test_a_shard_that_is_not_what_its_index_says(root: Path) -> None:
     assert pictures[0].shape == (3, 16, 16)
     start = int(pictures._places[1, 1])
     (root / "train-000000.tar").write_bytes(content[: start - 512] + bytes(512) + content[start:])
-    with pytest.raises(BrokenImage, match=r"train-000000\.tar: class0/12\.jpg: is not where the index says"):
+    with pytest.raises(BrokenImage, match=r"train-000000\.tar: class0/12\.jpg: is not at its position in the index"):
         pictures[1]
     (root / "train-000000.tar").write_bytes(content[: start + 4] + b"#" * 40 + content[start + 44 :])
     with pytest.raises(BrokenImage, match=r"train-000000\.tar: class0/12\.jpg: differs from its checksum in the index"):
         pictures[1]
     assert pictures[0].shape == (3, 16, 16), "the others are what they were"
     (root / "train-000000.tar").write_bytes(content[: start + 4])
-    with pytest.raises(BrokenImage, match="is not where the index says"):
+    with pytest.raises(BrokenImage, match="is not at its position in the index"):
         pictures[1]
     with pytest.raises(UserError, match=r"train-000000\.tar: .*cut short or damaged"):
         every(root)
@@ -238,7 +238,7 @@ def test_an_archive_under_the_index_of_another(root: Path) -> None:
         Image.new("RGB", (16, 16), "red").save(root / name / f"{name}.png")
         write_shards(root / name, root, name, workers=0)
     shutil.copy(root / "two-000000.tar", root / "one-000000.tar")
-    with pytest.raises(BrokenImage, match=r"one-000000\.tar: one\.png: is not where the index says"):
+    with pytest.raises(BrokenImage, match=r"one-000000\.tar: one\.png: is not at its position in the index"):
         ShardSet([read_shard(root / "one-000000.tar")], None, CenterCrop(16), "all")[0]
 
 
@@ -305,7 +305,7 @@ def test_few_files_are_open_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_is_missing(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shards has no val-\*\.tar: write shards there with `python -m gq_lightning shard`"):
         Shards(str(root), validation="val-*.tar").val_dataloader()
-    with pytest.raises(UserError, match=r"'/etc/\*\.tar' is no pattern of names below"):
+    with pytest.raises(UserError, match=r"'/etc/\*\.tar' is not a pattern of names below"):
         Shards(str(root), training="/etc/*.tar").train_dataloader()
     for share in (0.0, 1.0):
         with pytest.raises(UserError, match=r"data.validation_share"):

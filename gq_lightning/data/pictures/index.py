@@ -1,4 +1,4 @@
-"""JSON that is noticed to be damaged, and the listings that took long, kept as such in the user's cache folder by a hash of their path."""
+"""JSON with a checksum, and a cache of folder listings in this form, in the user's cache folder under a hash of their path."""
 
 import hashlib
 import json
@@ -10,19 +10,19 @@ from typing import Any
 from gq_lightning.errors import UserError, printable
 from gq_lightning.files import cache_folder, write_whole
 
-VERSION = 2  # of the content; files of other versions are not read
+VERSION = 2  # of the content; other versions are ignored
 logger = logging.getLogger("gq_lightning.data")
 
 
 def sealed(content: Any) -> bytes:
-    """Plain data as a line of its SHA-256 and one of JSON."""
-    # file names that are not valid text contain lone surrogates, which ASCII escapes
+    """Plain data as two lines, a SHA-256 and JSON."""
+    # invalid file names contain lone surrogates, which ASCII JSON escapes
     text = json.dumps(content, separators=(",", ":")).encode("ascii")
     return hashlib.sha256(text).hexdigest().encode() + b"\n" + text + b"\n"
 
 
 def unsealed(sealed: bytes) -> Any:
-    """The data; None where these bytes are not what `sealed` made, or not all of it."""
+    """The data, or None if the bytes are not the complete output of `sealed`."""
     digest, _, text = sealed.partition(b"\n")
     if not text.endswith(b"\n") or hashlib.sha256(text[:-1]).hexdigest().encode() != digest:
         return None
@@ -30,7 +30,7 @@ def unsealed(sealed: bytes) -> Any:
 
 
 def recall(path: Path) -> Any:
-    """What `keep` last stored for that file or folder, links resolved; None where there is nothing, or it is damaged."""
+    """The content that `keep` last stored for a file or folder, with links resolved; None if there is none or it is damaged."""
     try:
         kept = unsealed(_file(path).read_bytes())
     except OSError:
@@ -39,11 +39,13 @@ def recall(path: Path) -> Any:
 
 
 def keep(path: Path, content: Any) -> None:
-    """Stores plain data for `recall`. Where it cannot be written, a warning says so; nothing is raised."""
+    """Stores plain data for `recall`. Logs a warning if it cannot be written."""
     try:
         write_whole(_file(path), sealed({"version": VERSION, "path": os.path.realpath(path), "content": content}))
     except UserError as error:
-        logger.warning("%s is listed again at each start: %s (or set GQ_LIGHTNING_HOME)", printable(path), str(error).rpartition(": ")[0])
+        logger.warning(
+            "%s will be listed again at each start: %s (or set GQ_LIGHTNING_HOME)", printable(path), str(error).rpartition(": ")[0]
+        )
 
 
 def _file(path: Path) -> Path:

@@ -1,7 +1,7 @@
-"""Which pictures a folder holds.
+"""Lists the pictures in a folder.
 
-A large folder is listed once. The content of each of its directories is kept as an index, and a directory is listed again when its
-modification time or inode has changed: one of them does when a file is added, removed or renamed.
+A large folder is listed only once. The content of each of its directories is cached in an index, and a directory is listed again when
+its modification time or inode has changed, which happens when a file is added, removed or renamed.
 """
 
 import logging
@@ -22,19 +22,19 @@ PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".pbm", ".pgm", ".pnm", ".ppm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs"),
 )
-# pictures, too, but not read: whoever has some is told
+# picture formats that are not supported; a warning counts them
 OTHER_SUFFIXES = (
     *(".heic", ".heif", ".jxl", ".svg", ".psd", ".eps", ".ps", ".pdf", ".tga", ".dds", ".exr", ".hdr", ".qoi", ".ico", ".pcx", ".mpo"),
     *(".dng", ".cr2", ".nef", ".arw", ".raw"),
 )
-LARGE = 10_000  # pictures from which an index is kept; fewer are listed quickly
-SETTLED = 2_000_000_000  # nanoseconds; two changes within one tick of a file system's clock show the same time
+LARGE = 10_000  # pictures from which an index is kept
+SETTLED = 2_000_000_000  # nanoseconds; two changes within one tick of a file system's clock have the same time
 
 
 class Directory(NamedTuple):
-    """The content of one directory, sorted, and what tells whether it is still the same; a `modified` of -1 never matches.
+    """The sorted content of one directory, with its modification time and inode; a `modified` of -1 never matches.
 
-    Folders and pictures are names, `others` the suffixes of pictures that are not read."""
+    `folders` and `pictures` are names, `others` the suffixes of unsupported pictures."""
 
     modified: int
     inode: int
@@ -44,48 +44,48 @@ class Directory(NamedTuple):
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file name is a picture's. Names that begin with a dot are not: file managers leave broken pictures under them."""
+    """Whether a file name is that of a picture. Names with a leading dot are not: file managers use them for broken pictures."""
     return name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
 
 
 def other_suffix(name: str) -> str | None:
-    """How the name of a picture ends that is passed over, in lower case; None for what is no picture, or one that is read."""
+    """The suffix, in lower case, of an unsupported picture; None for any other file."""
     suffix = posixpath.splitext(name)[1].lower()
     return suffix if suffix in OTHER_SUFFIXES and not name.startswith(".") else None
 
 
 def warn_of_others(place: Path, suffixes: Iterable[str]) -> None:
-    """Says how many pictures were passed over there, by their suffixes, if any were."""
+    """Logs a warning with the number of unsupported pictures by suffix, if there are any."""
     if counts := Counter(suffixes):
         said = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
-        logger.warning("%s: passed over %s: such pictures are not read, convert them to PNG or JPEG", printable(place), said)
+        logger.warning("%s: skipped %s: these formats are not supported, convert them to PNG or JPEG", printable(place), said)
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
-    """The files named, whatever their suffix, and all pictures in the folders named, recursively; sorted, each once.
+    """The given files, whatever their suffix, and all pictures in the given folders, recursively; sorted, without duplicates.
 
-    Names that begin with a dot are passed over; links to folders are followed.
+    Names with a leading dot are skipped; links to folders are followed.
 
     Raises:
         UserError: a path does not exist, or a folder has no pictures or cannot be listed.
     """
     found: set[Path] = set()
     for path in (Path(path).expanduser() for path in paths):
-        # os.path takes a name that is too long for one that does not exist
+        # for os.path, a name that is too long does not exist; Path would raise
         if os.path.isdir(path):
             found.update(path / name for name in list_pictures(path))
         elif os.path.exists(path):
             found.add(path)
         else:
-            raise UserError(f"{path} does not exist: name a picture or a folder of pictures")
+            raise UserError(f"{path} does not exist: give a picture or a folder of pictures")
     return sorted(found)
 
 
 def list_pictures(root: Path, hint: str = "") -> list[str]:
-    """Names of the pictures in a folder and below, relative to it, sorted. `find_pictures` says which; an index makes the next call quick.
+    """Names of the pictures that `find_pictures` finds in a folder, relative to it, sorted. An index makes the next call fast.
 
     Raises:
-        UserError: it is no folder (the message ends in `hint`), has no pictures, or cannot be listed.
+        UserError: it is not a folder (the message ends with `hint`), has no pictures, or cannot be listed.
     """
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder{': ' + hint if hint else ''}")
@@ -102,16 +102,16 @@ def list_pictures(root: Path, hint: str = "") -> list[str]:
 
 
 def _walk(root: Path, known: Mapping[str, Directory], advance: Callable[[int], None]) -> Iterator[tuple[str, Directory]]:
-    """The directories by their names relative to `root`, "" being itself: from above, neighbours in order, each once."""
+    """The directories by their names relative to `root` ("" for itself), depth first, in order, each once."""
     visited, waiting = set(), [""]
     while waiting:
         name = waiting.pop()
         real = os.path.realpath(root / name)
-        if real in visited:  # a link back to a folder above it
+        if real in visited:  # a link to a folder above it
             continue
         visited.add(real)
         try:
-            status = os.stat(real)  # before it is listed: a later change shows
+            status = os.stat(real)  # before listing, so that a later change is detected
             directory = known.get(name)
             if directory is None or (directory.modified, directory.inode) != (status.st_mtime_ns, status.st_ino):
                 directory = _list(str(root / name), status, advance)
@@ -129,7 +129,7 @@ def _list(path: str, status: os.stat_result, advance: Callable[[int], None]) -> 
                 if not entry.name.startswith("."):
                     folders.append(entry.name)
                 continue
-            # a link that leads nowhere may lead to a folder tomorrow, and this directory would look the same
+            # a broken link may later point to a folder without changing this directory's modification time
             settled = settled and (not entry.is_symlink() or _holds(entry.is_file))
             if is_picture(entry.name):
                 pictures.append(entry.name)
@@ -144,5 +144,5 @@ def _list(path: str, status: os.stat_result, advance: Callable[[int], None]) -> 
 def _holds(test: Callable[[], bool]) -> bool:
     try:
         return test()
-    except OSError:  # links in a circle
+    except OSError:  # circular links
         return False

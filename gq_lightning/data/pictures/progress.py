@@ -10,14 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gq_lightning.errors import printable
 
-EVERY = 10  # seconds between two lines, where standard error is no terminal
+EVERY = 10  # seconds between two lines if standard error is not a terminal
 
 
 @contextmanager
 def progress(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call with the number of items just done. Shows a bar on a terminal, otherwise a line every few seconds."""
+    """Yields a function to call with the number of items just completed. Shows a bar on a terminal, else a line every few seconds."""
     console, done, said = Console(stderr=True, markup=False, emoji=False), 0, time.monotonic()
-    title_column = TextColumn("{task.description}", markup=False)  # a path may hold brackets
+    title_column = TextColumn("{task.description}", markup=False)  # a path may contain brackets
     columns = (title_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task(printable(title), total=total)

@@ -17,15 +17,15 @@ from torch import Tensor
 from gq_lightning.errors import UserError
 from gq_lightning.files import open_regular
 
-# Pillow's names of what is read. It would hand other formats, whatever the file is called, to an interpreter of their own (PostScript).
+# Pillow's names of the supported formats. For some others it would start an interpreter (PostScript), whatever the file's suffix is.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
-ROWS = 256  # that are converted at a time, where that takes more memory than the result
-# The published preparation of a picture (https://arxiv.org/abs/2512.06609), which is the default of torchvision's Resize on Pillow's
-# pictures. Evaluation and training resize by it. Bicubic and a rounded longer side move PSNR by half a decibel.
+ROWS = 256  # converted at a time, to bound the memory of the intermediate result
+# The published resizing (https://arxiv.org/abs/2512.06609), which is the default of torchvision's Resize on Pillow images, in training and
+# evaluation. Bicubic interpolation and a rounded longer side would change PSNR by half a decibel.
 RESAMPLING = Image.Resampling.BILINEAR
 INTERPOLATION = f"{RESAMPLING.name.lower()}, antialiased (Pillow), longer side truncated"
 
-# what to do, where pictures are copied, with those that cannot be decoded
+# what `shard` does with pictures that cannot be decoded
 WhenBroken = Literal["leave-out", "keep", "unchecked"]
 
 
@@ -34,20 +34,20 @@ class BrokenImage(UserError):
 
 
 def load_picture(file: str | Path | BinaryIO, name: str | Path | None = None) -> Image.Image:
-    """The picture as 8-bit RGB, upright: EXIF orientation applied, transparency laid over white, the first frame of an animation.
+    """The picture as upright 8-bit RGB: EXIF orientation applied, transparency on white, the first frame of an animation.
 
-    Grey pictures of 16 bits are scaled (65535 is white), not clipped; of other pictures with 16 bits a channel Pillow keeps the
-    upper eight. CMYK is converted by Pillow's formula, and embedded colour profiles are ignored.
+    16-bit grey pictures are scaled (65535 is white), not clipped; for other pictures with 16 bits per channel, Pillow keeps the upper
+    eight. CMYK is converted by Pillow's formula, and embedded colour profiles are ignored.
 
     Args:
-        file: a path, or what is read, from its beginning.
-        name: what messages call it; by default its path.
+        file: a path, or a file at its beginning.
+        name: the name in messages; by default the path.
 
     Raises:
-        BrokenImage: the file is missing, unreadable, truncated, no picture, a decompression bomb, or has floating-point pixels.
+        BrokenImage: the file is missing, unreadable, truncated, not a picture, a decompression bomb, or has floating-point pixels.
     """
     try:
-        # Pillow warns of odd metadata and of large pictures, neither of which stops it; its limit for bombs raises
+        # Pillow warns about odd metadata and large pictures, both harmless; for decompression bombs it raises
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with open_regular(file) if isinstance(file, str | Path) else nullcontext(file) as opened:
@@ -64,12 +64,12 @@ def load_picture(file: str | Path | BinaryIO, name: str | Path | None = None) ->
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)  # some Pillows come without AVIF
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # some builds of Pillow lack AVIF
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
-        raise ValueError("floating-point pixels have no fixed white, convert the picture to 8 or 16 bits")
+        raise ValueError("floating-point pixels have no defined white, convert the picture to 8 or 16 bits")
     picture.load()
     deep = picture.mode.startswith("I")
     if not deep and not picture.has_transparency_data:
@@ -119,7 +119,7 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
-    """An RGB picture as uint8 (3, H, W), in memory (H, W, 3)."""
+    """An RGB picture as uint8 (3, H, W), a view of (H, W, 3) in memory."""
     return torch.from_numpy(np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))).permute(2, 0, 1)
 
 
@@ -129,16 +129,16 @@ def scale_pixels(pixels: Tensor) -> Tensor:
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """A tensor (3, H, W), clamped to [-1, 1], as the nearest 8-bit picture: the inverse of `to_tensor`."""
+    """A tensor (3, H, W), clamped to [-1, 1], as an 8-bit picture with rounded values: the inverse of `to_tensor`."""
     pixels = image.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def resize_shorter(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with a shorter side of `size` pixels and the longer side in proportion, truncated: `INTERPOLATION` in words.
+    """The picture resized to a shorter side of `size` pixels, the longer side in proportion and truncated (see `INTERPOLATION`).
 
     Raises:
-        BrokenImage: so long and thin that it would have more pixels than Pillow decodes.
+        BrokenImage: the picture is so long and thin that the result would have more pixels than Pillow decodes.
     """
     width, height = picture.size
     shorter = min(width, height)
@@ -149,12 +149,12 @@ def resize_shorter(picture: Image.Image, size: int) -> Image.Image:
 
 
 def centred(length: int, size: int) -> int:
-    """Where the central `size` of `length` pixels begin; as torchvision does, halves are rounded to an even number."""
+    """Start of the central `size` of `length` pixels; halves are rounded to even, as in torchvision."""
     return round((length - size) / 2)
 
 
 def center_crop(picture: Image.Image, size: int) -> Image.Image:
-    """The central `size` x `size` pixels as torchvision cuts them. No side may be shorter."""
+    """The central `size` x `size` pixels, as torchvision crops them. Neither side may be shorter."""
     if min(picture.size) < size:
         raise ValueError(f"cannot crop {size} pixels from a picture of {picture.width} x {picture.height}")
     left, top = (centred(length, size) for length in picture.size)

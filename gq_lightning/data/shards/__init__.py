@@ -1,1 +1,1 @@
-"""Pictures in tar archives: the data module that reads them, and the tool that writes them."""
+"""Pictures in tar archives: a data module that reads them and a tool that writes them."""

@@ -1,9 +1,9 @@
-"""Shards: pictures in tar archives, each read where an index says that it is.
+"""Shards: pictures in tar archives, read by position with an index.
 
 DIR/train-000000.tar, DIR/train-000000.json, ... --read_shard--> members --ShardSet--> pictures, in any order
 
-Random access, not a stream: order, epochs and resuming are those of the same pictures in a folder, to the bit. What a shard saves is the
-search for a million files; its bytes are read by position, from a file that stays open.
+Access is random, not streamed: order, epochs and resuming are the same as for the pictures in a folder, to the bit. Shards avoid opening
+millions of files; bytes are read by position from archives that stay open.
 """
 
 import io
@@ -32,10 +32,10 @@ from gq_lightning.data.shards.tar import pictures_in, read_members
 from gq_lightning.errors import UserError
 from gq_lightning.files import open_regular, write_whole
 
-FORMAT, OLD = "gq_lightning shard 2", "gq_lightning shard 1"  # of an index; the older form has no checksums
-LARGEST = 1 << 30  # bytes of a picture; one with more would have too many pixels
-UNKNOWN = -1  # checksum of a picture in an archive that is not ours
-REBUILD = "`python -m gq_lightning shard`, called as it was for these shards, makes it anew"
+FORMAT, OLD = "gq_lightning shard 2", "gq_lightning shard 1"  # of an index; the older format has no checksums
+LARGEST = 1 << 30  # bytes of a picture; a larger one would have too many pixels
+UNKNOWN = -1  # checksum of a picture in an archive that `shard` did not write
+REBUILD = "`python -m gq_lightning shard` with the arguments for these shards rebuilds it"
 logger = logging.getLogger("gq_lightning.data")
 
 
@@ -45,10 +45,10 @@ class Shard(NamedTuple):
     Attributes:
         path: the archive.
         names: of the pictures.
-        places: (pictures, 4) int64, of each: where its headers begin, where its bytes do, how many they are, and the CRC-32 of
-            headers and bytes, or UNKNOWN.
-        left_out: why other pictures of the folder are not in it, by name.
-        indexed: whether a good index lies beside it.
+        places: (pictures, 4) int64: start of the headers, start of the bytes, number of bytes, and the CRC-32 of headers and bytes or
+            UNKNOWN.
+        left_out: pictures of the folder that are not in the archive, by name, with the reason.
+        indexed: whether a valid index is next to it.
     """
 
     path: Path
@@ -59,13 +59,13 @@ class Shard(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, members: Sequence[Sequence[Any]], left_out: Mapping[str, str], indexed: bool = False) -> "Shard":
-        """A shard by its members: name, start, offset, size, checksum."""
+        """A shard from its members (name, start, offset, size, checksum)."""
         places = np.array([place for _, *place in members], dtype=np.int64).reshape(len(members), 4)
         return cls(path, [name for name, *_ in members], places, left_out, indexed)
 
 
 class _Unfit(UserError):
-    """An index that is not to be believed, but perhaps in what it says of those `left_out`."""
+    """An index that cannot be trusted, except perhaps for its `left_out`."""
 
     def __init__(self, message: str, left_out: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -73,10 +73,10 @@ class _Unfit(UserError):
 
 
 def read_shard(path: Path) -> Shard:
-    """What is in an archive: by the index that `shard` wrote beside it, or by one pass over its headers, which is kept as an index.
+    """The content of an archive, from the index that `shard` wrote next to it, or from one pass over its headers, which is then cached.
 
-    An index that is damaged, or another archive's, is named in a warning, and the archive is asked. Each picture is compared with what
-    is said of it as it is read.
+    If the index is damaged or belongs to another archive, a warning names it and the archive's headers are read. Each picture is checked
+    against its index entry when it is read.
 
     Raises:
         UserError: see `read_members`.
@@ -100,7 +100,7 @@ def read_shard(path: Path) -> Shard:
 
 
 def write_index(path: Path, archive: Path, left_out: Mapping[str, str]) -> None:
-    """Writes the index of a shard beside `path`, where it is to be. `archive`: where its bytes are now."""
+    """Writes the index of a shard next to its final path `path`. `archive` is the current path of the file."""
     with open_regular(archive) as file:
         descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
         members = [
@@ -112,7 +112,7 @@ def write_index(path: Path, archive: Path, left_out: Mapping[str, str]) -> None:
 
 
 def _beside(path: Path, size: int) -> Shard | None:
-    """The shard by the index beside it, None where there is none. Raises _Unfit where it is not to be believed."""
+    """The shard from the index next to it, or None if there is none. Raises _Unfit if the index cannot be trusted."""
     index = path.with_suffix(".json")
     try:
         with open_regular(index) as file:
@@ -124,30 +124,30 @@ def _beside(path: Path, size: int) -> Shard | None:
     try:
         content = unsealed(text)
         if content is None:
-            other = json.loads(text)  # a whole file of another kind
+            other = json.loads(text)  # a valid file of another kind
             if isinstance(other, dict) and other.get("format") == OLD:
-                raise _Unfit(f"{index} has the older form, without checksums", other["left_out"])
+                raise _Unfit(f"{index} has the older format, without checksums", other["left_out"])
             return None
         shard = Shard.of(path, content["members"], {str(name): str(reason) for name, reason in content["left_out"].items()}, True)
         names = "\0/".join(["", *shard.names, ""])
         names.encode("utf-8", "surrogateescape")
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _Unfit(f"{index} is damaged") from error
-    # a name leads nowhere else if no part of it is empty or begins with a dot
+    # a name stays within the folder if no part of it is empty or begins with a dot
     plain = not any(wrong in names for wrong in ("/.", "//", "/\0")) and names.count("\0") - 1 == len(shard.names) == len({*shard.names})
     starts, offsets, sizes, _ = shard.places.T
     inside = (starts >= 0) & (starts + BLOCKSIZE <= offsets) & (sizes >= 0) & (sizes <= size) & (offsets <= size - sizes)
     if (content["format"], content["size"]) != (FORMAT, size) or not plain or not inside.all():
-        raise _Unfit(f"{index} is the index of another archive, or damaged")
+        raise _Unfit(f"{index} belongs to another archive, or is damaged")
     return shard
 
 
 class ShardSet(StoredSet):
-    """The pictures of shards, in their order. Names are those of the members, and begin with their shards' where two were equal.
+    """The pictures of shards, in order. Names are those of the members, prefixed with their shards' names if two are equal.
 
     Args:
         shards: see `read_shard`.
-        chosen: (pictures,) bool, those of all that belong to the set; None takes all.
+        chosen: (pictures,) bool, the pictures that belong to the set; None takes all.
         crop, split: see StoredSet.
     """
 
@@ -159,7 +159,7 @@ class ShardSet(StoredSet):
         self.paths = [str(shard.path) for shard in shards]
         self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.names) for shard in shards])[chosen]
         self._places = np.concatenate([shard.places for shard in shards])[chosen]
-        self._open: OrderedDict[int, BinaryIO] = OrderedDict()  # archives, the one read last at the end
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()  # archives, the most recently used at the end
 
     def load(self, index: int) -> Image.Image:
         try:
@@ -177,7 +177,7 @@ class ShardSet(StoredSet):
         except UserError:
             member = None
         if member is None or member[1:] != (0, offset - start, size) or not f"/{self.names[index]}".endswith(f"/{member.name}"):
-            raise OSError("is not where the index says: the shard has changed, or is damaged")
+            raise OSError("is not at its position in the index: the shard has changed, or is damaged")
         if checksum not in (UNKNOWN, zlib.crc32(stored)):
             raise OSError("differs from its checksum in the index: the shard is damaged, copy it again")
         return stored[offset - start :]
@@ -201,7 +201,7 @@ class ShardSet(StoredSet):
         return self._open[shard]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # another process opens its own
+        return {**self.__dict__, "_open": OrderedDict()}  # each process opens its own files
 
     def __del__(self) -> None:
         for archive in self.__dict__.get("_open", {}).values():
@@ -209,7 +209,7 @@ class ShardSet(StoredSet):
 
 
 def names_of(shards: Sequence[Shard]) -> list[str]:
-    """The pictures' names; where two shards have one in common, all begin with their shards' names."""
+    """Names of all pictures, prefixed with their shards' names if two are equal."""
     names = [name for shard in shards for name in shard.names]
     if len(set(names)) == len(names):
         return names
@@ -217,15 +217,15 @@ def names_of(shards: Sequence[Shard]) -> list[str]:
 
 
 class Shards(SplitPictures):
-    """Tar archives of pictures, as ``python -m gq_lightning shard`` or WebDataset's tools write them.
+    """Tar archives of pictures, as ``python -m gq_lightning shard`` or WebDataset's tools write them. Other files in them are skipped.
 
-    What else is in them is passed over. Without `validation`, a share of the pictures is held out by their names, as ImageFolder does:
-    the shards of a folder are split, ordered and cropped as the folder is.
+    Without `validation`, a share of the pictures is held out by name, as in ImageFolder. The shards of a folder are split, ordered and
+    cropped exactly like the folder.
 
     Args:
         root: folder of the archives.
-        training: names of the archives to train on, a pattern.
-        validation: names of those to evaluate on, all of whose pictures are; null takes a share of the training archives.
+        training: name pattern of the training archives.
+        validation: name pattern of the validation archives; null takes a share of the training archives.
     """
 
     kind, kinds = "shards", "shards"
@@ -237,7 +237,7 @@ class Shards(SplitPictures):
     def prepare_data(self) -> None:
         """Reads the headers of shards without an index, so that the other processes need not."""
         for pattern in {self.training, self.validation or self.training}:
-            with suppress(UserError):  # said where the pictures are asked for
+            with suppress(UserError):  # reported when the pictures are used
                 self._read(pattern)
 
     def all_names(self) -> Sequence[str]:
@@ -257,14 +257,14 @@ class Shards(SplitPictures):
         try:
             paths = sorted(path for path in self.root.glob(pattern) if not path.name.startswith("."))
         except (ValueError, NotImplementedError) as error:
-            raise UserError(f"data: {pattern!r} is no pattern of names below {self.root}, such as train-*.tar") from error
+            raise UserError(f"data: {pattern!r} is not a pattern of names below {self.root}: give one such as train-*.tar") from error
         if not paths:
-            raise UserError(f"{self.root} has no {pattern}: write shards there with `python -m gq_lightning shard`, or name others")
+            raise UserError(f"{self.root} has no {pattern}: write shards there with `python -m gq_lightning shard`, or change the pattern")
         with progress(f"indexing {self.root / pattern}, shards", len(paths)) as advance:
             shards = []
             for path in paths:
                 shards.append(read_shard(path))
                 advance(1)
         if not any(shard.names for shard in shards):
-            raise UserError(f"{self.root / pattern}: no pictures in these {len(paths)} archives")
+            raise UserError(f"{self.root / pattern}: no pictures in these {len(paths)} archives: give others")
         return shards

@@ -1,11 +1,11 @@
-"""A folder of pictures to shards that disks and networks read faster than a million files.
+"""Writes a folder of pictures to shards, which disks and networks read faster than a million files.
 
 FOLDER --list_pictures--> names in order --> OUT/train-000000.tar, OUT/train-000000.json, OUT/train-000001.tar, ...
 
-Plain tar archives, in which WebDataset's tools find one sample a picture: files under their names relative to FOLDER, of which
-`tar.member_name` escapes what those would misread, bytes unchanged, neither times nor owners: one folder gives the same bytes everywhere.
-A shard is there whole or not at all, its index before it, and a call that was interrupted goes on behind the last one. It also writes
-indexes anew that are missing, damaged or of an older form.
+Shards are plain tar archives in which WebDataset's tools find one sample per picture. Files have their names relative to FOLDER, escaped
+by `tar.member_name`, and unchanged bytes; times and owners are omitted, so that a folder gives the same shards everywhere. A shard is
+written completely or not at all, after its index, and an interrupted call resumes after the last shard. Indexes that are missing, damaged
+or in the older format are written again.
 """
 
 import io
@@ -34,7 +34,7 @@ logger = logging.getLogger("gq_lightning.data")
 
 
 class Written(NamedTuple):
-    """What is there when all is written: how many shards, how many pictures in them, and why others were left out, by name."""
+    """The result of `write_shards`: number of shards, number of pictures in them, and the pictures left out by name, with reasons."""
 
     shards: int
     pictures: int
@@ -42,7 +42,7 @@ class Written(NamedTuple):
 
 
 class _Files(Dataset[tuple[bytes | None, str | None]]):
-    """The bytes of files, None where they cannot be read; and what is wrong with them, None where nothing is known to be."""
+    """The bytes of files, or None if unreadable; and what is wrong with them, or None."""
 
     def __init__(self, folder: Path, names: Sequence[str], check: bool) -> None:
         self.folder, self.names, self.check = folder, names, check
@@ -69,19 +69,19 @@ class _Files(Dataset[tuple[bytes | None, str | None]]):
 def write_shards(
     folder: Path, out: Path, split: str = "train", megabytes: float = 256, broken: WhenBroken = "leave-out", workers: int = 2
 ) -> Written:
-    """Writes the pictures of `folder` to shards of at most `megabytes` (10^6 bytes) in `out`; those that are there already stay.
+    """Writes the pictures of `folder` to shards of at most `megabytes` (10^6 bytes) in `out`, and keeps finished shards.
 
     Args:
-        split: what the shards' names begin with.
-        broken: what becomes of pictures that cannot be decoded, each of which is named in a warning: `leave-out` or `keep`;
-            `unchecked` decodes none, and is as fast as the disks. Files that cannot be read are left out in any case.
-        workers: processes that read and decode, at most one a core.
+        split: prefix of the shards' names.
+        broken: whether to `leave-out` or `keep` pictures that cannot be decoded; a warning names each. `unchecked` decodes none and is as
+            fast as the disks. Unreadable files are always left out.
+        workers: processes that read and decode, at most one per core.
 
     Raises:
-        UserError: `folder` has no pictures that can be read, `out` has shards of other pictures, or cannot be written.
+        UserError: `folder` has no readable pictures, `out` has shards of other pictures, or `out` cannot be written.
     """
     if split != Path(split).name or not split or split.startswith("."):
-        raise UserError(f"--split {split}: give the beginning of the shards' names, such as train")
+        raise UserError(f"--split {split}: give a prefix for the shards' names, such as train")
     if not (megabytes > 0 and workers >= 0):
         raise UserError(f"--size {megabytes:g} --workers {workers}: give a positive size, and 0 workers or more")
     names = list_pictures(folder)
@@ -92,7 +92,7 @@ def write_shards(
     stems = Counter(posixpath.splitext(name)[0] for name in names)
     files = _Files(folder, names[done:], broken != "unchecked")
     loader = DataLoader(files, batch_size=None, num_workers=min(workers, cores()), generator=torch.Generator())
-    contents = zip(files.names, loader, strict=True)  # starts the workers, which are not to inherit the bar's thread
+    contents = zip(files.names, loader, strict=True)  # starts the workers before the bar, whose thread they must not inherit
     number, growing = len(finished), None
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -126,13 +126,13 @@ def write_shards(
 
 
 def _finished(folder: Path, out: Path, split: str, names: list[str]) -> list[Shard]:
-    """The shards that are there already, which must be the first of those that are to be written."""
+    """The finished shards, which must contain the first pictures to be written."""
     shards, done = list[Shard](), 0
     for path in sorted(path for path in out.glob("*.tar") if re.fullmatch(re.escape(split) + r"-\d{6,}\.tar", path.name)):
         shard = read_shard(path)
         held = sorted([*shard.names, *shard.left_out])
         if path.name != f"{split}-{len(shards):06d}.tar" or held != names[done : done + len(held)]:
-            raise UserError(f"{path} has other pictures than those of {folder} that are due: choose another --out, or delete its shards")
+            raise UserError(f"{path} has other pictures than expected from {folder}: choose another --out, or delete its shards")
         if not shard.indexed:
             write_index(path, path, shard.left_out)
         shards.append(shard)
@@ -161,12 +161,12 @@ class _Growing:
         self.pictures += 1
 
     def finish(self) -> None:
-        """The index first: where the shard is, it is whole and has one."""
+        """Writes the index first, so that an existing shard is complete and has an index."""
         self._tar.close()
         self._draft.complete()
         write_index(self._draft.path, Path(self._draft.file.name), self.left_out)
         self._draft.place()
 
     def discard(self) -> None:
-        """Removes what is there under the temporary name."""
+        """Removes the temporary file."""
         self._draft.discard()
