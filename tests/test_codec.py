@@ -406,7 +406,7 @@ def test_tokens_beyond_the_codebook_are_named(tmp_path: Path) -> None:
 
 
 def test_nothing_to_decode_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file that ends with"):
+    with pytest.raises(UserError, match="no file with the suffix"):
         decode_pictures(exact(), [tmp_path], tmp_path / "out", progress=False)
     with pytest.raises(UserError, match="no such file"):
         decode_pictures(exact(), [tmp_path / "missing"], tmp_path / "out", progress=False)

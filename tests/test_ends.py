@@ -56,7 +56,7 @@ def test_a_killed_rank(ranks: int, victim: int, torchrun: bool, tmp_path: Path, 
             assert time.monotonic() - start < SECONDS, "a rank stays behind"
             time.sleep(0.1)
         lines = [line for line in life.words.splitlines() if line.startswith("error: ")]
-    go_on = f"the same command with --ckpt_path last goes on from {last}"
+    go_on = f"the same command with --ckpt_path last resumes from {last}"
     assert all("has lost contact with another rank (" in line and line.endswith(go_on) for line in lines)
     # Lightning's launcher, in the first rank, may notice sooner than a collective fails, and kills all with words of its own
     assert lines or (not torchrun and "Forcefully terminating all other processes" in life.words)
@@ -99,7 +99,7 @@ def test_sigterm(ranks: int, whom: str, torchrun: bool, tmp_path: Path, pictures
     step = step_of(last)
     assert 4 <= step < 24
     lines = [line for line in words.splitlines() if line.startswith(("stopped by", "error:"))]
-    assert lines == [f"stopped by SIGTERM after step {step}: {last} is written; the same command with --ckpt_path last goes on from there"]
+    assert lines == [f"stopped by SIGTERM after step {step}: {last} is written; the same command with --ckpt_path last resumes from there"]
     assert status == (1 if torchrun else 143)
     assert torchrun or "Traceback" not in words
     if ranks > 1:  # of one process test_resume tells more

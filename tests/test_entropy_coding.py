@@ -114,7 +114,7 @@ def test_a_prior_codes_what_it_expects_in_next_to_nothing(tmp_path: Path, stairs
 
 def test_a_file_of_a_prior_wants_that_prior(tmp_path: Path, stairs: TokenFile) -> None:
     write_tokens(tmp_path / "a", stairs, Toy())
-    with pytest.raises(UserError, match=r"a: coded with prior 111111111111, none is given: .*--prior"):
+    with pytest.raises(UserError, match=r"a: coded with prior 111111111111, but none was given: .*--prior"):
         read_tokens(tmp_path / "a")
     with pytest.raises(UserError, match="this one is 222222222222"):
         read_tokens(tmp_path / "a", Toy("22" * 32))

@@ -255,7 +255,7 @@ def test_told_to_stop(moment: str, tmp_path: Path, pictures: Path, capfd: pytest
         fit(tmp_path, pictures, notes=notes, every=1000, tell=Tell(hook, count), **settings)
     assert stopped.value.code == 128 + signal.SIGTERM
     last = tmp_path / "last.ckpt"
-    words = f"stopped by SIGTERM after step {step}: {last} is written; the same command with --ckpt_path last goes on from there"
+    words = f"stopped by SIGTERM after step {step}: {last} is written; the same command with --ckpt_path last resumes from there"
     assert capfd.readouterr().err.splitlines()[-1] == words
     assert torch.load(last, weights_only=True)["global_step"] == step
     _, resumed = fit(tmp_path, pictures, notes=notes, resume=last, every=1000, **settings)

@@ -182,7 +182,7 @@ def test_what_is_cut_short_or_changed_is_refused(small_set: Path) -> None:
         with pytest.raises(UserError, match=path.name):
             TokenSet(small_set)
         if path.suffix == ".npy":
-            with pytest.raises(UserError, match=f"{path.name}: cut short"):
+            with pytest.raises(UserError, match=f"{path.name}: truncated"):
                 TokenSet(small_set, verify=False)
         path.unlink()
         with pytest.raises(UserError, match=path.name):
@@ -192,7 +192,7 @@ def test_what_is_cut_short_or_changed_is_refused(small_set: Path) -> None:
 
 
 def test_what_does_not_belong_together_is_refused(small_set: Path, saved: Path, pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="made by tokenizer .*, not by 000000000000: name the tokenizer that made them"):
+    with pytest.raises(UserError, match="made by tokenizer .*, not by 000000000000: give the tokenizer that made them"):
         TokenSet(small_set, "0" * 64)
     tokenizer = ImageTokenizer.from_pretrained(saved)
     with pytest.raises(UserError, match="choose another --out, or delete that folder"):
@@ -203,9 +203,9 @@ def test_what_does_not_belong_together_is_refused(small_set: Path, saved: Path, 
     other.save_pretrained(tmp_path / "unet")
     (tmp_path / "sets").mkdir()
     shutil.copytree(small_set, tmp_path / "sets/train")
-    with pytest.raises(UserError, match=r"data.init_args.tokenizer .*unet: it is .*: name that one, or tokenize the pictures again"):
+    with pytest.raises(UserError, match=r"data.init_args.tokenizer .*unet: it is .*: give that one, or tokenize the pictures again"):
         TokenSets(str(tmp_path / "sets"), str(tmp_path / "unet"))
-    with pytest.raises(UserError, match="no tokenizer's folder"):
+    with pytest.raises(UserError, match="not a tokenizer's folder"):
         TokenSets(str(tmp_path / "sets"), str(tmp_path / "nothing"))
 
 

@@ -1,4 +1,4 @@
-"""Lightning callbacks: the TDC update, the Gaussian Quant post-training hook, export, pictures, diagnostics, resuming, ends."""
+"""Lightning callbacks: the TDC update, the Gaussian Quant post-training hook, export, reports, resuming, preemption."""
 
 from gq_lightning.callbacks.acceleration import Acceleration
 from gq_lightning.callbacks.export import Export

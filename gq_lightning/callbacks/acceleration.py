@@ -1,17 +1,17 @@
-"""Faster steps that compute the same: compiled networks, and convolutions in the layout that tensor cores read."""
+"""Faster steps with the same results: compiled networks, and convolutions in the memory layout of tensor cores."""
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Acceleration(Callback):
-    """Options of a training; neither is kept in a checkpoint or a tokenizer's folder, and their names stay as they are.
+    """Speed options of a training. They do not affect checkpoints or tokenizer folders.
 
     Args:
-        compile: compile encoder and decoder, or a prior's transformers, by torch.compile. The first step takes minutes; what follows is a
-            fused graph.
-        channels_last: keep the weights of convolutions, and with them their activations, in channels-last layout. For UNets on GPUs
-            in half precision.
+        compile: compile encoder and decoder, or a prior's transformers, with torch.compile. The first step takes minutes; later ones run
+            a fused graph.
+        channels_last: keep the weights of convolutions, and so their activations, in channels-last layout. For UNets on GPUs in half
+            precision.
     """
 
     def __init__(self, compile: bool = False, channels_last: bool = False) -> None:
@@ -24,4 +24,4 @@ class Acceleration(Callback):
             if self.channels_last:
                 part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self.compile:
-                part.compile()  # in place: parameters keep their names
+                part.compile()  # in place, so that parameters keep their names

@@ -1,4 +1,4 @@
-"""When fit ends: write the tokenizer, measure it, draw it. Common to all methods.
+"""Writes the tokenizer when fit ends, measures it and draws reconstructions, for all methods.
 
 fit ends -> (a post-training hook converts) -> tokenizer/ -> evaluation of the tokens -> metrics.json, reconstructions.png, a table
 """
@@ -21,13 +21,13 @@ from gq_lightning.training.module import TokenizerTraining, last_step
 
 
 class Export(Callback):
-    """Exports and evaluates at the end of fit, into the run's folder. It comes after the hooks that convert.
+    """Exports and evaluates into the run's folder at the end of fit, after the hooks that convert.
 
     Args:
-        rfid: measure rFID too, which costs more than all else on a CPU.
+        rfid: measure rFID too, which costs more than everything else on a CPU.
         columns: images in reconstructions.png.
-        gaussian_rfid: measure rFID of what is decoded from the posterior mean, too; as expensive as that of the tokens.
-        weights: those after the `last` step, or the `best` that a validation has found, of checkpoints/best.ckpt.
+        gaussian_rfid: also measure the rFID of images decoded from the posterior mean; as expensive as that of the tokens.
+        weights: the weights after the `last` step, or the `best` by validation, from checkpoints/best.ckpt.
     """
 
     def __init__(self, rfid: bool = True, columns: int = 12, gaussian_rfid: bool = True, weights: Literal["last", "best"] = "last") -> None:
@@ -48,7 +48,7 @@ class Export(Callback):
         self._trained, self._step = time.perf_counter(), trainer.global_step
         best = getattr(trainer.checkpoint_callback, "best_model_path", None)
         if self.weights == "best" and best:
-            # averaged weights have taken their place by now, and nothing is converted yet
+            # averaged weights are in place by now, and nothing is converted yet
             checkpoint = trainer.strategy.load_checkpoint(best, weights_only=True)
             pl_module.load_state_dict(checkpoint["state_dict"])
             self._step = checkpoint["global_step"]

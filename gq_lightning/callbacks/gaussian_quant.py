@@ -1,6 +1,6 @@
-"""The Gaussian Quant post-training hook (https://arxiv.org/abs/2512.06609): when fit ends, the Gaussian VAE becomes a VQ-VAE.
+"""The Gaussian Quant post-training hook (https://arxiv.org/abs/2512.06609): turns the Gaussian VAE into a VQ-VAE when fit ends.
 
-fit ends -> freeze the encoder -> attach the random codebook; no training involved
+fit ends -> freeze the encoder -> attach the random codebook; without further training
 """
 
 from typing import Any
@@ -14,11 +14,10 @@ from gq_lightning.training.module import TokenizerTraining
 
 
 class GaussianQuant(Callback):
-    """Converts at the end of fit.
+    """Converts the tokenizer at the end of fit.
 
     Args:
-        quantizer: what to attach to the Gaussian VAE, GaussianQuantizer or TokenBridge; null keeps the codebook of the quantizer it
-            was trained with.
+        quantizer: quantizer to attach to the Gaussian VAE, GaussianQuantizer or TokenBridge; null keeps the one it was trained with.
     """
 
     def __init__(self, quantizer: Quantizer | None = None) -> None:
@@ -30,9 +29,9 @@ class GaussianQuant(Callback):
 
 
 def convert(tokenizer: ImageTokenizer, quantizer: Quantizer | None = None) -> None:
-    """Freezes the encoder and attaches the codebook: from here on tokens are what the tokenizer gives. No training involved.
+    """Freezes the encoder and attaches the quantizer, if one is given. No training is involved.
 
-    A quantizer that is attached works on the posteriors of the one that the tokenizer was trained with.
+    An attached quantizer works on the posteriors of the one that the tokenizer was trained with.
     """
     tokenizer.freeze_encoder()
     if quantizer is not None:
@@ -44,14 +43,14 @@ def convert(tokenizer: ImageTokenizer, quantizer: Quantizer | None = None) -> No
 
 
 def another_codebook(trained: Quantizer, changes: dict[str, Any], source: str) -> Quantizer:
-    """A Gaussian quantizer like the one of the training, with other arguments of its codebook; `source` is the file named in errors."""
+    """The Gaussian quantizer of the training with other arguments for its codebook; errors name the file `source`."""
     if "codebook" not in trained.init_args:
-        raise UserError(f"{source}: a {type(trained).__name__} has no codebook to exchange: leave out --{min(changes)}")
+        raise UserError(f"{source}: a {type(trained).__name__} has no codebook to replace: leave out --{min(changes)}")
     if "codebook_size" in changes and trained.init_args.get("exact_divergence"):
         raise UserError(
-            f"{source}: its divergence is exact for the codebook size it was trained with: leave out --codebook_size, or train again"
+            f"{source}: its divergence is exact only for the codebook size of its training: leave out --codebook_size, or train again"
         )
     try:
         return type(trained)(**trained.init_args | changes)
     except (UserError, ValueError) as error:
-        raise UserError(f"{source}: with such a codebook: {error}") from error
+        raise UserError(f"{source}: this codebook does not fit: {error}") from error

@@ -1,4 +1,4 @@
-"""Which callbacks a quantizer needs, and in what order callbacks are called and why. Lightning keeps it at each hook."""
+"""The callbacks that a quantizer needs, and the order of all callbacks with the reasons. Lightning keeps this order at each hook."""
 
 from collections.abc import Iterable
 
@@ -31,40 +31,40 @@ from gq_lightning.callbacks.watching.outset import Outset
 from gq_lightning.callbacks.watching.reconstructions import Reconstructions
 from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
 
-# class -> why it stands here; a subclass has the place of the nearest class above it
+# class -> the reason for its place; a subclass has the place of its nearest base class
 ORDER: dict[type[Callback], str] = {
-    BatchSizeFinder: "tries steps out before the training begins; Lightning wants it first",
+    BatchSizeFinder: "tries steps before training begins; Lightning requires it first",
     LearningRateFinder: "the same",
-    ExactResume: "seeds the step before any other callback draws",
-    NonFinite: "stops at a spoiled step before any other callback uses it",
-    LearningRateMonitor: "reports; any place will do",
-    Reconstructions: "reports; any place will do",
-    Diagnostics: "reports; any place will do",
-    BrokenPictures: "reports; any place will do",
-    Outset: "reports; any place will do",
-    TokenWriter: "writes at predict alone; any place will do",
-    ProgressBar: "is gone before one of the following prints a last word",
-    Preemption: "lets the ranks agree to stop before LastCheckpoint looks whether they do",
-    LostRanks: "a rank that was told to stop is not lost: after Preemption",
-    WeightAveraging: "puts the averages in place before they are converted and exported, and copies the model before it is compiled",
-    Callback: "TDC, GaussianQuant, PriorExport and any other, in the order in which they are given; what the quantizer needs comes first",
-    Export: "writes and measures what a post-training hook has converted",
-    Advice: "looks at the multipliers as TDC has moved them",
-    Acceleration: "compiles the model when nobody copies it any more",
-    SaveConfigCallback: "marks the folder as a run's when nothing before it has refused to start",
-    Checkpoint: "keeps what all of the above have made of the step; Lightning wants checkpoints last",
+    ExactResume: "seeds the step before any other callback uses random numbers",
+    NonFinite: "stops at a non-finite step before any other callback uses it",
+    LearningRateMonitor: "reports; any place works",
+    Reconstructions: "reports; any place works",
+    Diagnostics: "reports; any place works",
+    BrokenPictures: "reports; any place works",
+    Outset: "reports; any place works",
+    TokenWriter: "writes only in predict; any place works",
+    ProgressBar: "must be gone before a later callback prints its final message",
+    Preemption: "lets the ranks agree to stop before LastCheckpoint checks",
+    LostRanks: "after Preemption, because a rank that was told to stop is not lost",
+    WeightAveraging: "puts the averages in place before conversion and export, and copies the model before it is compiled",
+    Callback: "TDC, GaussianQuant, PriorExport and any other, in the given order; those that the quantizer needs come first",
+    Export: "writes and measures the tokenizer after the post-training hooks have converted it",
+    Advice: "reads the multipliers after TDC has moved them",
+    Acceleration: "compiles the model after all copies of it are made",
+    SaveConfigCallback: "marks the folder as a run after all others have agreed to start",
+    Checkpoint: "saves the state after all others have finished the step; Lightning requires checkpoints last",
     ModelCheckpoint: "the same",
-    LastCheckpoint: "keeps which checkpoint is the best one",
+    LastCheckpoint: "records which checkpoint is the best",
 }
 _PLACES = {kind: place for place, kind in enumerate(ORDER)}
 
 
 def needed(quantizer: Quantizer, given: Iterable[Callback]) -> list[Callback]:
-    """The callbacks without which a quantizer would not be trained as its method has it, and which are not given."""
+    """The callbacks that a quantizer's method requires and that are not given."""
     kinds = (TDC, GaussianQuant) if isinstance(quantizer, PosteriorQuantizer) else ()
     return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in given)]
 
 
 def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
-    """The callbacks in the order of ORDER; those that share a place stay in the order given."""
+    """The callbacks sorted by ORDER; those with the same place keep their order."""
     return sorted(callbacks, key=lambda callback: next(_PLACES[kind] for kind in type(callback).__mro__ if kind in _PLACES))

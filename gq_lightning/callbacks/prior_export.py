@@ -1,4 +1,4 @@
-"""When the training of a prior ends: write the prior with its tokenizer, its metrics, and a sheet of samples.
+"""Writes the prior with its tokenizer, its metrics and a sheet of samples when `prior fit` ends.
 
 fit ends -> prior/, prior/tokenizer/ -> metrics.json, samples.png, a line
 """
@@ -21,10 +21,10 @@ PROTOCOL = {"bits_per_pixel": "minus log2 p of all tokens of a held-out picture,
 
 
 class PriorExport(Callback):
-    """Exports at the end of fit, into the run's folder.
+    """Exports into the run's folder at the end of fit.
 
     Args:
-        samples: pictures in samples.png, of the classes in turn.
+        samples: number of pictures in samples.png, cycling through the classes.
     """
 
     def __init__(self, samples: int = 32) -> None:

@@ -1,6 +1,6 @@
-"""TDC callback: after each step, the statistics of the global batch move the multipliers (https://arxiv.org/abs/2512.06609).
+"""TDC callback: updates the multipliers after each step from the statistics of the global batch (https://arxiv.org/abs/2512.06609).
 
-The command line adds it to every Gaussian quantizer. Without it the multipliers stay 1, as they do under `tdc_variant: fixed`.
+The command line adds it for every Gaussian quantizer. Without it, or with `tdc_variant: fixed`, the multipliers stay at 1.
 """
 
 from typing import Any
@@ -16,12 +16,12 @@ from gq_lightning.training.module import TokenizerTraining, is_logging_step
 
 
 class TDC(Callback):
-    """Reduces min, mean and max of the bits per token over batches of an accumulation and over ranks, and calls `update`.
+    """Reduces min, mean and max of the bits per token over accumulated batches and over ranks, and calls `update`.
 
-    A quantizer whose divergence is exact has no multipliers, and those of a plain Gaussian VAE are fixed: then it does nothing.
+    It does nothing for a quantizer with exact divergence, which has no multipliers, or a plain Gaussian VAE, whose multipliers are fixed.
 
-    Everything stays on the device: the host never waits for a value. One collective of four numbers per step, gathered and
-    reduced in the same order everywhere, keeps the multipliers of all ranks equal to the bit.
+    Everything stays on the device, and the host never waits for a value. One collective of four numbers per step, reduced in the same
+    order on all ranks, keeps their multipliers equal to the bit.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class TDC(Callback):
         bits = outputs["posterior"].bits
         self._pending.append(torch.stack([bits.amin(), bits.amax(), bits.sum(), torch.full_like(bits.sum(), bits.numel())]))
         if trainer.global_step == self._step:
-            return  # gradients are still being accumulated: the global batch is not complete
+            return  # gradients are still accumulating
         self._step = trainer.global_step
         local, self._pending = torch.stack(self._pending), []
         statistics = torch.stack([local[:, 0].amin(), local[:, 1].amax(), local[:, 2].sum(), local[:, 3].sum()])

@@ -1,4 +1,4 @@
-"""`predict` writes what it computes: one token file per image of the evaluation set."""
+"""Writes the output of `predict`: one token file per image of the evaluation set."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from gq_lightning.training.module import TokenizerTraining
 
 
 class TokenWriter(BasePredictionWriter):
-    """Writes RUN/tokens/NAME.tokens as `encode` does, batch by batch."""
+    """Writes RUN/tokens/NAME.tokens, in the format of `encode`, batch by batch."""
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")

@@ -1,4 +1,4 @@
-"""Priors: transformers over tokens, which predict the next token, price pictures in bits, and draw new ones."""
+"""Priors: transformers over tokens that predict the next token, measure images in bits, and generate new ones."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ __all__ = ["Prior"]
 
 
 def __getattr__(name: str) -> object:
-    # transformers is imported with the first prior
+    # importing Prior imports transformers
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return import_module(f"{__name__}.module").Prior

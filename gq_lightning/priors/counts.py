@@ -1,4 +1,4 @@
-"""What a prior is to be compared with: tokens that tell nothing of one another, and tokens that are all alike."""
+"""Baselines for a prior: independent tokens with their measured frequencies, and uniform tokens."""
 
 import math
 
@@ -8,14 +8,14 @@ from gq_lightning.tokens.token_set import TokenSet
 
 
 def uniform_bits_per_pixel(tokens: TokenSet) -> float:
-    """Of tokens that are all equally likely: the rate of the tokenizer."""
+    """Bits per pixel of uniform tokens, which is the tokenizer's rate."""
     header = tokens.header
     return header.grid[2] * math.log2(header.codebook_size) / header.downsampling**2
 
 
 def counted_bits_per_pixel(training: TokenSet, held_out: TokenSet) -> float:
-    """Of held-out pictures by an order-0 model: each token has the probability of its count among the training tokens at the same place
-    within a position, plus one half (Krichevsky and Trofimov), so that none is impossible."""
+    """Bits per pixel of held-out pictures under an order-0 model. A token's probability is its count among the training tokens at the same
+    place within a position, plus one half (Krichevsky and Trofimov), so that no token is impossible."""
     counts, found = training.counts() + 0.5, held_out.counts()
     bits = -(found * np.log2(counts / counts.sum(axis=1, keepdims=True))).sum()
     height, width, _ = held_out.header.grid

@@ -1,4 +1,4 @@
-"""New pictures: a prior's tokens, decoded by the tokenizer that they belong to."""
+"""Generates images: tokens drawn from a prior, decoded by its tokenizer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from gq_lightning.tokenizer import ImageTokenizer
 
 
 def check_fit(prior: Prior, tokenizer: ImageTokenizer, source: str) -> None:
-    """Raises UserError unless the prior's tokens are this tokenizer's; `source` is where the tokenizer lies."""
+    """Raises UserError unless the prior was trained on this tokenizer's tokens; `source` is the tokenizer's folder."""
     if (found := tokenizer.fingerprint) != prior.tokenizer:
         raise UserError(
-            f"{source}: tokenizer {found[:12]}, but the prior was trained on tokens of {prior.tokenizer[:12]}: give that as --tokenizer"
+            f"{source}: is tokenizer {found[:12]}, but the prior was trained on tokens of {prior.tokenizer[:12]}: give that as --tokenizer"
         )
 
 
@@ -35,14 +35,14 @@ def generate(
     """Draws and decodes pictures, batch by batch.
 
     Args:
-        labels: of each picture, -1 for no class.
-        numbers: of each picture; its random numbers follow from the seed and from this. None counts from 0.
+        labels: label of each picture, -1 for no class.
+        numbers: number of each picture, which together with the seed determines its random numbers. None counts from 0.
         given: (1, k, n) tokens of the first k positions, which every picture keeps.
         batch_size: pictures drawn together.
         advance: called with the number of pictures just finished.
 
     Yields:
-        (3, H, W) in [-1, 1] each, on the CPU.
+        Images (3, H, W) in [-1, 1], on the CPU.
     """
     device = prior.label.weight.device
     known = None if given is None else prior.spelling.split(given)
@@ -57,16 +57,16 @@ def generate(
 
 
 def first_rows(prior: Prior, tokenizer: ImageTokenizer, picture: Path, keep: float) -> Tensor:
-    """Tokens (1, k, n) of a picture's upper rows, `keep` of all, for `generate` to go on from. The picture is seen as in evaluation.
+    """Tokens (1, k, n) of the upper share `keep` of a picture's rows, for `generate` to continue. The picture is cropped as in evaluation.
 
     Raises:
-        UserError: it cannot be read, or `keep` is no share.
+        UserError: the picture cannot be read, or `keep` is not a share.
     """
     if not 0 <= keep <= 1:
         raise UserError(f"--keep {keep:g}: give a share of the rows, from 0 to 1")
     height, width, _ = prior.grid
     if height != width:
-        raise UserError(f"--from {picture}: this prior draws pictures of {height} x {width} positions, which a square is not")
+        raise UserError(f"--from {picture}: needs a prior of square pictures, not of {height} x {width} positions: leave it out")
     size = height * prior.downsampling
     image = to_tensor(center_crop(resize_shorter(load_picture(picture), size), size))
     return tokenizer.encode(image[None])[:, : round(keep * height)].flatten(1, 2)

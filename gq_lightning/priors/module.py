@@ -1,10 +1,11 @@
-"""Prior: a class-conditional transformer over a picture's tokens, as https://arxiv.org/abs/2203.01941 and LlamaGen have it.
+"""Prior: a class-conditional transformer over an image's tokens, as in https://arxiv.org/abs/2203.01941 and LlamaGen.
 
     class, tokens of the positions before --body, causal over positions--> context of a position
     context, symbols before it at this position --head, causal over symbols--> logits of the next symbol
 
-Positions are read row by row. A token of a large codebook is several symbols (`symbols`), and a position's tokens follow one another, so
-that every quantizer's tokens are predicted in turn by one small vocabulary. Both transformers are Llama's blocks, by `transformers`.
+Positions are ordered row by row. A token of a large codebook is split into several symbols (`symbols`), and the tokens of a position are
+predicted one after the other, so that a small vocabulary suffices for every quantizer. Both transformers use Llama's blocks from
+`transformers`.
 """
 
 import math
@@ -28,21 +29,21 @@ except ModuleNotFoundError as error:
 
 
 class Prior(Recorded, nn.Module):
-    """The probabilities of a picture's tokens, given its class.
+    """The probabilities of an image's tokens, given its class.
 
     Args:
         grid: h, w and n of one picture's tokens (h, w, n).
         codebook_size: tokens are in [0, codebook_size).
         downsampling: pixels per position along one axis.
         tokenizer: fingerprint of the tokenizer whose tokens these are.
-        classes: names of the classes; none for a prior without.
+        classes: names of the classes; empty for a prior without classes.
         width: channels.
         layers: blocks of the body.
         heads: attention heads, in body and head.
         head_layers: blocks of the head.
-        hidden: channels between the two layers of a block's perceptron (SwiGLU); null takes 8/3 of the width, up to a multiple of 64.
+        hidden: hidden channels of a block's MLP (SwiGLU); null takes 8/3 of the width, rounded up to a multiple of 64.
         dropout: of the embeddings, in training.
-        largest_vocabulary: tokens of a larger codebook are split into symbols of at most so many; 65536 is one large softmax.
+        largest_vocabulary: tokens of a larger codebook are split into symbols with at most this many values; 65536 is one large softmax.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Prior(Recorded, nn.Module):
         sizes = {"height": height, "columns": columns, "n": n, "codebook_size": codebook_size, "downsampling": downsampling}
         check_cost("Prior", blocks, weights, hidden=hidden, **sizes)
         self.body, self.head = _llama(width, hidden, layers, heads, self.positions), _llama(width, hidden, head_layers, heads, self.symbols)
-        # the last label is that of no class
+        # the last label means no class
         self.label = nn.Embedding(len(self.classes) + 1, width)
         self.position = nn.Embedding(self.positions, width)
         self.symbol = nn.Embedding(self.symbols * self.spelling.base, width)
@@ -91,7 +92,7 @@ class Prior(Recorded, nn.Module):
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """Bits of each symbol, (B, h * w, n * digits) float32, of tokens (B, h, w, n); labels (B,), -1 for no class.
 
-        Their sum is what the picture costs: minus log2 of its probability.
+        Their sum is minus log2 of the image's probability.
         """
         symbols = self.split(tokens)
         context = self.context(symbols[:, :-1], labels)
@@ -100,9 +101,9 @@ class Prior(Recorded, nn.Module):
         return nats.view(symbols.shape) / math.log(2)
 
     def split(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, h, w, n) to symbols (B, h * w, n * digits). Raises UserError where they are not tokens of this prior."""
+        """Tokens (B, h, w, n) to symbols (B, h * w, n * digits). Raises UserError if their grid is not that of this prior."""
         if tuple(tokens.shape[1:]) != self.grid:
-            raise UserError(f"tokens of shape {tuple(tokens.shape)}: this prior knows grids of {self.grid}")
+            raise UserError(f"tokens of shape {tuple(tokens.shape)}: this prior takes grids of {self.grid}")
         return self.spelling.split(tokens.flatten(1, 2))
 
     def join(self, symbols: Tensor) -> Tensor:
@@ -110,16 +111,16 @@ class Prior(Recorded, nn.Module):
         return self.spelling.join(symbols).unflatten(1, self.grid[:2])
 
     def context(self, symbols: Tensor, labels: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """What is known before each position: of the class, and of the symbols of the positions before.
+        """The context of each position, from the class and the symbols of the previous positions.
 
         Args:
-            symbols: (B, k, n * digits), of the first k positions; with a cache that has been used, of the k positions after those.
+            symbols: (B, k, n * digits) of the first k positions; with a non-empty cache, of the next k positions.
             labels: (B,), -1 for no class.
-            cache: remembers the positions given so far; changed in place.
+            cache: keys and values of the positions given so far; updated in place.
 
         Returns:
-            (B, k + 1, width), for each position from the first to the one after the last given. With a cache that has been used, (B, k,
-            width), for the positions after those given.
+            (B, k + 1, width), for the first position to the one after the last given. With a non-empty cache, (B, k, width), for the
+            positions after the given ones.
         """
         begin = 0 if cache is None else cache.get_seq_length()
         x = self._embedded(symbols, 0).sum(2)
@@ -129,15 +130,15 @@ class Prior(Recorded, nn.Module):
         return _run(self.body, self.dropout(x + self.position.weight[begin : begin + x.shape[1]]), cache)
 
     def follow(self, context: Tensor, symbols: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Logits of the symbols of a position, each given the ones before it.
+        """Logits of the symbols of a position, each given the previous ones.
 
         Args:
             context: (N, width), of the position.
-            symbols: (N, k), the first k of the position; with a cache that has been used, the k after those.
-            cache: remembers the symbols given so far; changed in place.
+            symbols: (N, k), the first k of the position; with a non-empty cache, the next k.
+            cache: keys and values of the symbols given so far; updated in place.
 
         Returns:
-            (N, k + 1, base) float32; with a cache that has been used (N, k, base). A few combinations of symbols may be no token, see
+            (N, k + 1, base) float32; with a non-empty cache (N, k, base). Some combinations of symbols may not be tokens, see
             `Symbols.impossible`.
         """
         begin = 0 if cache is None else cache.get_seq_length()
@@ -148,15 +149,15 @@ class Prior(Recorded, nn.Module):
         return torch.einsum("nsw,svw->nsv", x, self.logits[begin : begin + x.shape[1]].to(x.dtype)).float()
 
     def bits_per_pixel(self, bits: Tensor) -> Tensor:
-        """Of the mean picture, from the bits of each symbol (B, h * w, n * digits)."""
+        """Bits per pixel, averaged over images, from the bits of each symbol (B, h * w, n * digits)."""
         return bits.sum() / (len(bits) * self.positions * self.downsampling**2)
 
     def caches(self) -> tuple[DynamicCache, DynamicCache]:
-        """New ones: for `context`, good for a picture, and for `follow`, good for a position."""
+        """Empty caches: one for `context`, for a whole image, and one for `follow`, for a single position."""
         return DynamicCache(config=self.body.config), DynamicCache(config=self.head.config)
 
     def labels(self, names: Sequence[str]) -> list[int]:
-        """The labels of classes by their names, or by their numbers. Raises UserError where one is none of this prior's."""
+        """The labels of classes, given by name or number. Raises UserError for an unknown class."""
         known = {name: label for label, name in enumerate(self.classes)} | {str(label): label for label in range(len(self.classes))}
         for name in names:
             if name not in known:
@@ -169,23 +170,23 @@ class Prior(Recorded, nn.Module):
         return [known[name] for name in names]
 
     def _embedded(self, symbols: Tensor, first: int) -> Tensor:
-        """(..., k) symbols, those from place `first` of a position on, as (..., k, width)."""
+        """Embeds symbols (..., k) at the places of a position from `first` on, to (..., k, width)."""
         places = torch.arange(first, first + symbols.shape[-1], device=symbols.device)
         return self.symbol(symbols + places * self.spelling.base)
 
     # Files
 
     def description(self) -> dict[str, Any]:
-        """What `construction.build` needs to make this prior again."""
+        """The description from which `construction.build` rebuilds this prior."""
         return describe(self)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides its probabilities: the arguments, the tokenizer's fingerprint among them, and the weights."""
+        """SHA-256 of everything that determines its probabilities: arguments, including the tokenizer's fingerprint, and weights."""
         return fingerprint([self.identity()], self.state_dict())
 
     def facts(self) -> dict[str, Any]:
-        """What config.json says of the prior beside its description; it follows from description and weights."""
+        """The entries of config.json besides the description. They follow from the description and the weights."""
         return {"fingerprint": self.fingerprint, "parameters": sum(parameter.numel() for parameter in self.parameters())}
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -207,7 +208,7 @@ class Prior(Recorded, nn.Module):
         description, state, recorded = files.read_folder(folder, kind="prior")
         source = str(folder / files.CONFIG)
         try:
-            with torch.device("meta"):  # a description costs no more than the file that it came with
+            with torch.device("meta"):  # so that a forged description cannot allocate more memory than its file has
                 build(cls, description, source).load_state_dict(state, assign=True)
             prior = build(cls, description, source)
             prior.load_state_dict(state)
@@ -215,7 +216,7 @@ class Prior(Recorded, nn.Module):
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(f"{source}: its weights do not fit the prior it describes: {' '.join(lines[1:2])[:300]}") from error
         if spoiled := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
-            raise UserError(f"{source}: {spoiled[0]} holds values that are not finite: the training diverged; take another")
+            raise UserError(f"{source}: {spoiled[0]} has values that are not finite: the training diverged; use another")
         files.check_facts(prior.facts(), recorded, source)
         return prior.eval().requires_grad_(False)
 
@@ -233,7 +234,7 @@ def _llama(width: int, hidden: int, layers: int, heads: int, length: int) -> Lla
         use_cache=False,
     )
     model = LlamaModel(config)
-    # symbols are embedded by us, and a parameter without a gradient would stop data parallel training
+    # Prior embeds the symbols, and a parameter without a gradient would stop data-parallel training
     model.embed_tokens = None  # type: ignore[assignment]
     return model
 

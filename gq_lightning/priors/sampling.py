@@ -1,7 +1,7 @@
-"""New tokens from a prior, symbol by symbol; with a cache of keys and values each step costs one position.
+"""Draws tokens from a prior, symbol by symbol. With a cache of keys and values, each step costs one position.
 
-A picture's random numbers are a function of the seed and its number alone. So it is the same in any batch and on any rank, but for the
-rounding of batched arithmetic, which may decide otherwise between symbols that are equally likely to the last bit.
+A picture's random numbers depend only on the seed and its number. So it is the same in any batch and on any rank, except that rounding in
+batched arithmetic may decide between symbols that are equally likely to the last bit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,10 @@ class Sampling:
     """How a symbol is drawn from its probabilities.
 
     Attributes:
-        cfg: classifier-free guidance, https://arxiv.org/abs/2207.12598: logits are those without a class plus `cfg` times what the class
-            adds. 1 is no guidance, and half the work.
-        top_k: only the k likeliest symbols; None takes all.
-        top_p: only the likeliest symbols that together have at least this probability.
+        cfg: classifier-free guidance, https://arxiv.org/abs/2207.12598: the logits are those without a class plus `cfg` times the
+            difference that the class makes. 1 is no guidance and half the work.
+        top_k: use only the k likeliest symbols; None uses all.
+        top_p: use only the likeliest symbols that together have at least this probability.
         temperature: divides the logits.
     """
 
@@ -34,10 +34,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
-            ("cfg", 0 <= self.cfg < float("inf"), "a number of at least 0, 1 being no guidance"),
+            ("cfg", 0 <= self.cfg < float("inf"), "a number of at least 0; 1 is no guidance"),
             ("top_k", self.top_k is None or self.top_k >= 1, "a number of symbols, at least 1"),
             ("top_p", 0 < self.top_p <= 1, "a probability above 0 and up to 1"),
-            ("temperature", 0 < self.temperature < float("inf"), "a number above 0, 1 being the model's own"),
+            ("temperature", 0 < self.temperature < float("inf"), "a number above 0; 1 changes nothing"),
         ):
             if not fits:
                 raise UserError(f"--{name} {getattr(self, name)}: give {wanted}")
@@ -47,7 +47,7 @@ PLAIN = Sampling()
 
 
 def noise(prior: Prior, seed: int, numbers: Sequence[int]) -> Tensor:
-    """(len(numbers), h * w, n * digits) float64 in [0, 1), on the CPU: what decides each symbol of the pictures of these numbers."""
+    """Uniform random numbers for each symbol of the pictures: (len(numbers), h * w, n * digits) float64 in [0, 1), on the CPU."""
     shape = (prior.positions, prior.symbols)
     return torch.stack(
         [torch.rand(shape, generator=torch.Generator().manual_seed(derived_seed(seed, number)), dtype=torch.float64) for number in numbers]
@@ -64,7 +64,7 @@ def sample(
         labels: (B,), -1 for no class.
         uniform: (B, h * w, n * digits) in [0, 1), see `noise`.
         given: (B, k, n * digits), symbols of the first k positions, which are kept.
-        cached: remember keys and values; without, each symbol costs a whole forward pass, to the same result.
+        cached: cache keys and values; without a cache, each symbol costs a whole forward pass, with the same result.
     """
     guided = sampling.cfg != 1 and bool(prior.classes)
     if guided:
@@ -102,7 +102,7 @@ def _position(prior: Prior, context: Tensor, uniform: Tensor, sampling: Sampling
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """A symbol each (B,), from logits (B, base) and numbers (B,) in [0, 1), by the inverse of the cumulative probabilities."""
+    """Draws symbols (B,) from logits (B, base) and numbers (B,) in [0, 1), by the inverse of the cumulative probabilities."""
     logits = logits.double() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], -torch.inf)

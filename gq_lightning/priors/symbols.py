@@ -2,7 +2,7 @@
 
 tokens (..., n) --split--> symbols (..., n * digits), each in [0, base), the leading digit of a token first --join--> tokens
 
-The digits mean something where the codebook's order does: levels and signs have one, codewords get one by `order: tree`.
+The digits are meaningful if the codebook is ordered. Levels and signs are; codewords are with `order: tree`.
 """
 
 import math
@@ -16,12 +16,12 @@ from gq_lightning.errors import UserError
 
 @dataclass(frozen=True)
 class Symbols:
-    """How the tokens of one codebook are spelled.
+    """The split of a codebook's tokens into symbols.
 
     Attributes:
         codebook_size: tokens are in [0, codebook_size).
-        digits: symbols of a token.
-        base: size of their vocabulary, a power of two where there are several digits.
+        digits: symbols per token.
+        base: size of the vocabulary, a power of two if there are several digits.
     """
 
     codebook_size: int
@@ -50,10 +50,10 @@ class Symbols:
         return (symbols.unflatten(-1, (-1, self.digits)) * powers).sum(-1)
 
     def impossible(self, before: Tensor) -> Tensor | None:
-        """Which symbols no token goes on with, (..., base) bool; None where all may follow.
+        """Mask (..., base) of the symbols with which no token continues; None if all can follow.
 
         Args:
-            before: (..., k) the leading k digits of a token.
+            before: (..., k), the leading k digits of a token.
         """
         if self.base**self.digits == self.codebook_size:
             return None

@@ -1,4 +1,4 @@
-"""PriorTraining: a Prior, its loss and its optimizer, under Lightning."""
+"""PriorTraining: a LightningModule that trains a Prior."""
 
 import math
 from collections.abc import Iterable
@@ -20,8 +20,8 @@ Batch = tuple[Tensor, Tensor]
 class PriorTraining(LightningModule):
     """Trains a Prior to predict the next symbol.
 
-    Validation reports `bits_per_pixel`, which does not depend on the vocabulary, beside that of tokens that are all equally likely and of
-    an order-0 model of their counts; `loss`, nats per symbol; and `perplexity/1`, `perplexity/2` ... of the digits of a token.
+    Validation reports `bits_per_pixel`, which does not depend on the vocabulary, and the same for uniform tokens and for an order-0 model
+    of their counts; `loss`, in nats per symbol; and `perplexity/1`, `perplexity/2` ... of the digits of a token.
 
     Args:
         prior: the transformer.
@@ -30,7 +30,7 @@ class PriorTraining(LightningModule):
         weight_decay: of AdamW, on matrices.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         schedule: `constant`, or `cosine` down to 1 % of the learning rate at the last step.
-        label_dropout: share of the training rows whose class is withheld, so that the prior learns to do without: guidance needs that.
+        label_dropout: share of the training rows that are trained without their class, which guidance needs.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class PriorTraining(LightningModule):
         self._sums = torch.zeros(0)
 
     def parts_to_compile(self) -> list[nn.Module]:
-        """What takes the time of a step."""
+        """The modules that take most of the time of a step."""
         return [self.prior.body, self.prior.head]
 
     def setup(self, stage: str) -> None:
@@ -66,7 +66,7 @@ class PriorTraining(LightningModule):
 
     @property
     def accumulate(self) -> int:
-        """Batches whose gradients make one step."""
+        """Batches per optimizer step."""
         return self.trainer.accumulate_grad_batches
 
     def on_train_start(self) -> None:
@@ -83,7 +83,7 @@ class PriorTraining(LightningModule):
             if not torch.isfinite(loss):
                 raise UserError(
                     f"the loss is {float(loss)} at step {self.trainer.global_step}: lower model.learning_rate or set "
-                    "trainer.gradient_clip_val, and go on from the last checkpoint with --ckpt_path last"
+                    "trainer.gradient_clip_val, and resume from the last checkpoint with --ckpt_path last"
                 )
             self.log("loss", loss, prog_bar=True)
             self.log("bits_per_pixel", self.prior.bits_per_pixel(bits.detach()))
@@ -97,12 +97,12 @@ class PriorTraining(LightningModule):
         self._sums += torch.cat([bits.new_tensor([len(bits)]), bits.sum(dim=(0, 1, 2))]).cpu()
 
     def on_validation_epoch_end(self) -> None:
-        # all ranks have computed the same values; sync_dist says so to Lightning
+        # all ranks have computed the same values; sync_dist tells Lightning so
         self.log_dict({f"val/{name}": value for name, value in self._measured().items()}, sync_dist=True)
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """What validation reports, of these batches of all ranks."""
+        """The values that validation reports, for these batches of all ranks."""
         self.on_validation_epoch_start()
         for tokens, labels in batches:
             self.validation_step((tokens.to(self.device), labels.to(self.device)), 0)
@@ -130,4 +130,4 @@ class PriorTraining(LightningModule):
         weights_to_go_on_with(self.trainer, checkpoint)
         theirs, ours = (description["init_args"] for description in (checkpoint["prior"], self.prior.description()))
         if different := sorted(name for name in ours if theirs.get(name) != ours[name]):
-            raise UserError(f"the checkpoint's prior has other {', '.join(different)}: go on with its config and its token set")
+            raise UserError(f"the checkpoint's prior has other {', '.join(different)}: resume with its config and its token set")

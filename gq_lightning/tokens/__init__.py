@@ -1,4 +1,4 @@
-"""Tokens as files: one picture's tokens, pictures to token files and back, and sets of many pictures' tokens."""
+"""Token files, the codec between pictures and token files, and token sets."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ __all__ = ["TokenSet", "TokenSets"]
 
 
 def __getattr__(name: str) -> object:
-    # who decodes tokens needs neither Lightning nor sets
+    # decoding needs neither Lightning nor token sets
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{'module' if name == 'TokenSets' else 'token_set'}"), name)

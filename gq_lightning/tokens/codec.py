@@ -1,4 +1,4 @@
-"""Pictures to token files and back: what a receiver of the tokens needs, and no more.
+"""Pictures to token files and back.
 
 picture --fit_picture--> (3, H, W) --tokenizer.encode--> TokenFile --write_tokens--> NAME.tokens
 NAME.tokens --read_tokens--> TokenFile --tokenizer.decode, crop--> picture
@@ -42,7 +42,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class Tokenizer(Protocol):
-    """What the codec needs of a tokenizer."""
+    """The interface of a tokenizer that the codec needs."""
 
     @property
     def downsampling(self) -> int: ...
@@ -62,15 +62,15 @@ class Tokenizer(Protocol):
 
 
 def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: int | None, size: int | None) -> tuple[Tensor, int, int, str]:
-    """A picture brought to the tokenizer's grid.
+    """Fits a picture to the tokenizer's grid.
 
     Args:
-        fit: "pad" keeps the picture and continues it at the right and the bottom by reflection, to a multiple of `downsampling`
-            that is at least `window`; "crop" takes the centre, down to the multiple below; "resize" makes the shorter side `size`
-            and takes the centre, size x size, as evaluation does.
+        fit: "pad" extends the picture at the right and the bottom by reflection, to a multiple of `downsampling` that is at least
+            `window`; "crop" takes the centre, rounded down to a multiple; "resize" resizes the shorter side to `size` and takes the
+            centre, size x size, as in evaluation.
 
     Returns:
-        image (3, H, W) in [-1, 1]; height and width to give back; what was done in a few words, sizes as height x width.
+        image (3, H, W) in [-1, 1]; height and width to restore after decoding; a short description, with sizes as height x width.
 
     Raises:
         UserError: the picture is too small to be cropped.
@@ -81,12 +81,12 @@ def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: int |
         picture = resize_shorter(picture, size)
         done = f"{before} resized to {picture.height}x{picture.width}, cropped to {size}x{size}"
         return to_tensor(center_crop(picture, size)), size, size, done
-    pixels = to_pixels(picture)  # of a byte a value; as numbers they would take four, in each of the copies below
+    pixels = to_pixels(picture)  # one byte per value; floats would take four, in each of the copies below
     if fit == "crop":
         height, width = (length // downsampling * downsampling for length in pixels.shape[1:])
         least = window or downsampling
         if min(height, width) < least:
-            raise UserError(f"{before} is too small to be cropped, {least}x{least} is the least: use --fit pad")
+            raise UserError(f"{before} is too small to be cropped, it must be at least {least}x{least}: use --fit pad")
         done = f"{before} cropped to {height}x{width}" if (height, width) != pixels.shape[1:] else f"{before} kept"
         top, left = centred(pixels.shape[1], height), centred(pixels.shape[2], width)
         return scale_pixels(pixels[:, top : top + height, left : left + width]), height, width, done
@@ -113,16 +113,17 @@ def encode_pictures(
     distance: Distance | None = None,
     prior: Prior | None = None,
 ) -> list[Path]:
-    """Encodes pictures, and folders of them with their structure, to token files ``NAME.SUFFIX.tokens`` under `out`.
+    """Encodes pictures, and folders of pictures with their structure, to token files ``NAME.SUFFIX.tokens`` in `out`.
 
     Args:
-        bits: how many bits of each token to keep, where the tokenizer's codebook is a tree; None keeps all.
-        refine: passes that choose tokens through the decoder; `distance` is what they make small, the squared error unless given.
-        prior: codes the tokens by its probabilities.
+        bits: number of bits of each token to keep, if the tokenizer's codebook is ordered as a tree; None keeps all.
+        refine: number of passes that choose tokens by decoding them.
+        distance: the distance that `refine` minimises; None is the squared error.
+        prior: codes the tokens with its probabilities.
 
     Raises:
-        UserError: options that do not fit the tokenizer, two pictures for one token file, nothing to encode, or, unless
-            `skip_broken`, a picture that cannot be read. Skipped pictures are named on standard error as they come.
+        UserError: the options do not fit the tokenizer, two pictures would have the same token file, there is nothing to encode, or,
+            unless `skip_broken`, a picture cannot be read. Skipped pictures are named on standard error.
     """
     _check_fit(fit, size, tokenizer.downsampling, tokenizer.fixed_image_size)
     targets: dict[Path, Path] = {}
@@ -130,7 +131,7 @@ def encode_pictures(
         for picture in find_pictures([given]):
             relative = picture.relative_to(given) if given.is_dir() else Path(picture.name)
             _claim(targets, out / relative.with_name(relative.name + SUFFIX), picture)
-    fingerprint = tokenizer.fingerprint  # once: it reads all the weights; tokens cut short belong to the tokenizer of the whole ones
+    fingerprint = tokenizer.fingerprint  # once, since it hashes all weights; shortened tokens keep the fingerprint of the full tokenizer
     tokenizer = tokenizer if bits is None else tokenizer.coarser(bits)
     console, errors, written, broken = _console(quiet=not progress), _console(stderr=True), [], 0
     for target, path in _tracked(list(targets.items()), "encoding", console):
@@ -173,16 +174,16 @@ def decode_pictures(
     any_tokenizer: bool = False,
     prior: Prior | None = None,
 ) -> list[Path]:
-    """Decodes token files, and folders of them with their structure, to PNG files under `out`.
+    """Decodes token files, and folders of token files with their structure, to PNG files in `out`.
 
-    ``a.jpg.tokens`` becomes ``a.png``, or ``a.jpg.png`` where two token files of this call would be ``a.png``.
+    ``a.jpg.tokens`` becomes ``a.png``, or ``a.jpg.png`` if two token files of this call would become ``a.png``.
 
     Args:
-        any_tokenizer: accept tokens that another tokenizer made; their geometry must still fit.
-        prior: of files that were coded with it.
+        any_tokenizer: accept tokens of another tokenizer; their geometry must still fit.
+        prior: for files that were coded with it.
 
     Raises:
-        UserError: damaged token files, or such of another tokenizer; a picture beside its token file would be overwritten.
+        UserError: a token file is damaged or belongs to another tokenizer, or a picture next to its token file would be overwritten.
     """
     sources = [(source, Path(source.name) if given == source else source.relative_to(given)) for given, source in _token_files(paths)]
     names = [relative.with_name(_without_suffix(relative.name)) for _, relative in sources]
@@ -192,9 +193,9 @@ def decode_pictures(
         short = name.with_suffix(".png")
         target = out / (short if ambiguous[short] == 1 else name.with_name(name.name + ".png"))
         if target.exists() and target.parent.samefile(source.parent):
-            raise UserError(f"{target} is there already and may be the original of {source.name}: choose another --out")
+            raise UserError(f"{target} exists already and may be the original of {source.name}: choose another --out")
         _claim(targets, target, source)
-    fingerprint = tokenizer.fingerprint  # once: it reads all the weights
+    fingerprint = tokenizer.fingerprint  # once, since it hashes all weights
     console, written = _console(quiet=not progress), []
     for target, source in _tracked(list(targets.items()), "decoding", console):
         token_file = read_tokens(source, prior)
@@ -240,7 +241,7 @@ def _check_geometry(path: Path, token_file: TokenFile, tokenizer: Tokenizer) -> 
 
 
 def _reflected(length: int, target: int) -> Tensor:
-    """Indices (target,) that walk up and down [0, length), as often as it takes: a mirror even for a single pixel."""
+    """Indices (target,) that run up and down [0, length) repeatedly: reflection, even of a single pixel."""
     index = torch.arange(target) % max(2 * (length - 1), 1)
     return torch.minimum(index, 2 * (length - 1) - index)
 
@@ -249,7 +250,7 @@ def _token_files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     for given in (Path(path).expanduser() for path in paths):
         found = sorted(path for suffix in SUFFIXES for path in given.rglob(f"*{suffix}")) if given.is_dir() else [given]
         if not found:
-            raise UserError(f"{given}: no file that ends with {' or '.join(SUFFIXES)} in this folder")
+            raise UserError(f"{given}: no file with the suffix {' or '.join(SUFFIXES)} in this folder: give a folder of token files")
         yield from ((given, source) for source in found)
 
 
@@ -268,5 +269,5 @@ def _tracked(items: Sequence[T], verb: str, console: Console) -> Iterator[T]:
 
 
 def _console(**settings: bool) -> Console:
-    # names of files may hold brackets, which are no markup, and colons, which are no emoji
+    # file names may contain brackets, which are not markup, and colons, which are not emoji
     return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, **settings)  # type: ignore[arg-type]

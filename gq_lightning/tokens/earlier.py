@@ -1,7 +1,7 @@
-"""Token files of the first version, which was a safetensors file: they stay readable; none is written any more.
+"""Reads token files of the first version, which were safetensors files. They are no longer written.
 
-One tensor, `tokens` (h, w, n), in the smallest integer type that held the codebook, and one metadata entry of JSON: the other fields of
-`TokenFile`, and a checksum of everything.
+They hold one tensor, `tokens` (h, w, n), in the smallest integer type for the codebook, and one metadata entry of JSON with the other
+fields of `TokenFile` and a checksum of everything.
 """
 
 import json
@@ -33,7 +33,7 @@ def read(data: bytes, make: Callable[..., T], most_tokens: int) -> T:
     tokens = tensors["tokens"]
     if tokens.numel() > most_tokens:
         raise UserError(f"more than {most_tokens} tokens")
-    # eight bytes of length, then JSON, in which `load` has found the tensor
+    # eight bytes of length, then the JSON that `load` has already parsed for the tensor
     text = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {}).get(METADATA)
     if text is None:
         raise UserError("not a token file")

@@ -1,10 +1,10 @@
-"""Tokens to the bytes that a model says they are worth, and back, exactly on any machine: all is integers.
+"""Entropy coding of tokens with a model. It uses integers only, so every machine decodes the same tokens.
 
     tokens, one after the other --Model: an interval of integers each--> rANS (constriction) --> bytes
 
-A model gives every token a share of `total` points, `start` to `start + frequency`, from the tokens before it alone, so that who decodes
-has the same shares. The coder is a stack (an asymmetric numeral system). To code a token, one of its points is pushed; which one, is popped
-off the stack before, so that the bits of this choice come back. Uniform distributions are all that this takes; nothing is rounded.
+From the previous tokens, a model assigns each possible token an interval of `total` points, `start` to `start + frequency`, which the
+decoder can reproduce. The coder is a stack (an asymmetric numeral system). A token is coded by pushing one of its points. The choice of
+the point is popped off the stack first, so that its bits are recovered. Only uniform distributions are needed, and nothing is rounded.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-# the coder has 24 bits for a distribution: of 2^20 points each has 16 of its steps at least, and wastes less than a tenth of a bit
+# the coder has 24 bits for a distribution, so each of 2^20 points has at least 16 steps, which wastes less than a tenth of a bit
 MOST_POINTS = 2**20
 
 Tables = Callable[[Sequence[int]], NDArray[np.integer]]
@@ -22,22 +22,22 @@ Interval = tuple[int, int, int]
 
 
 class Model(Protocol):
-    """What the next token may be, given those that were seen."""
+    """The distribution of the next token, given the previous ones."""
 
     def interval(self, token: int) -> Interval:
         """start, frequency (1 or more) and total (at most `MOST_POINTS`) of a token."""
 
     def token(self, point: Callable[[int], int]) -> int:
-        """The token in whose interval the point is; `point` gives it for a total."""
+        """The token whose interval contains the point; `point(total)` returns the point."""
 
     def see(self, token: int) -> None:
-        """The next token was this one."""
+        """Records the next token."""
 
 
 class Counts:
-    """Order 0, adaptive: each of `size` tokens counts once at the start, and `weight` times more whenever it has been seen.
+    """Adaptive order-0 model: each of `size` tokens starts with a count of one and gains `weight` for each occurrence.
 
-    With weight 0 all tokens stay equal. The counts stand still once their total would be more than `MOST_POINTS`.
+    With weight 0 all tokens stay equally likely. The counts stop changing when their total would exceed `MOST_POINTS`.
     """
 
     def __init__(self, size: int, weight: int) -> None:
@@ -51,7 +51,7 @@ class Counts:
 
     def token(self, point: Callable[[int], int]) -> int:
         drawn = point(self.size + self.weight * len(self.seen))
-        # the last token that begins at or before the point
+        # the last token whose interval starts at or before the point
         return bisect_right(range(self.size), drawn, key=lambda token: self.interval(token)[0]) - 1
 
     def see(self, token: int) -> None:
@@ -60,10 +60,10 @@ class Counts:
 
 
 class ByTables:
-    """Frequencies from a function of all tokens before: a prior's probabilities, quantised to integers.
+    """A model from a function of all previous tokens, such as a prior's probabilities quantised to integers.
 
     Args:
-        tables: tokens before to the frequencies of the next, (K,) integers of 1 or more whose sum is at most `MOST_POINTS`.
+        tables: maps the previous tokens to the frequencies of the next, (K,) integers of at least 1 with a sum of at most `MOST_POINTS`.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -93,7 +93,7 @@ class ByTables:
 
 
 def encode(tokens: Sequence[int], models: Sequence[Model]) -> bytes:
-    """Codes tokens; token i by models[i % len(models)], each of which sees its own."""
+    """Codes tokens; models[i % len(models)] codes token i, and each model sees only its own tokens."""
     import constriction
 
     uniform = constriction.stream.model.Uniform
@@ -104,7 +104,7 @@ def encode(tokens: Sequence[int], models: Sequence[Model]) -> bytes:
         intervals.append(model.interval(token))
         model.see(token)
     coder = constriction.stream.stack.AnsCoder()
-    for start, frequency, total in reversed(intervals):  # the last one pushed is the first one popped
+    for start, frequency, total in reversed(intervals):  # the last token pushed is the first popped
         offset = int(coder.decode(uniform(frequency))) if frequency > 1 else 0
         if total > 1:
             coder.encode_reverse(start + offset, uniform(total))
@@ -112,7 +112,7 @@ def encode(tokens: Sequence[int], models: Sequence[Model]) -> bytes:
 
 
 def decode(data: bytes, count: int, models: Sequence[Model]) -> list[int]:
-    """The inverse, `models` being as they were at the beginning. From other data come other tokens, or ValueError."""
+    """The inverse of `encode`, with `models` in their initial state. Other data give other tokens, or ValueError."""
     import constriction
 
     uniform = constriction.stream.model.Uniform
@@ -137,10 +137,10 @@ def decode(data: bytes, count: int, models: Sequence[Model]) -> list[int]:
 
 
 def adaptive_bits(tokens: NDArray[np.int64], size: int, weight: int) -> float:
-    """What `Counts` takes for tokens, without coding them."""
+    """The number of bits that `Counts` needs for tokens, without coding them."""
     order = tokens.argsort(kind="stable")
     ordered = tokens[order]
     first = np.searchsorted(ordered, ordered)
     count = np.empty(len(tokens), dtype=np.int64)
-    count[order] = np.arange(len(tokens)) - first  # how often it was seen before
+    count[order] = np.arange(len(tokens)) - first  # earlier occurrences of each token
     return float(np.log2((size + weight * np.arange(len(tokens))) / (1 + weight * count)).sum())

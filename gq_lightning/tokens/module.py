@@ -1,4 +1,4 @@
-"""TokenSets: a training set and an evaluation set of tokens, as a data module for Lightning."""
+"""TokenSets: a Lightning data module of a training set and an evaluation set of tokens."""
 
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from gq_lightning.tokens.token_set import Header, TokenSet, read_json
 
 
 class _AtPlaces(Dataset[tuple[Tensor, int]]):
-    """A token set that is asked for places. Nothing about a row is random, so that their seeds go unused."""
+    """A token set indexed by places. Rows are not random, so the places' seeds are unused."""
 
     def __init__(self, tokens: TokenSet) -> None:
         self.tokens = tokens
@@ -27,21 +27,21 @@ class _AtPlaces(Dataset[tuple[Tensor, int]]):
 
 
 class TokenSets(ResumableDataModule):
-    """What `python -m gq_lightning tokenize` wrote: ROOT/train, all views in training, and ROOT/val, the first view of each picture.
+    """The output of `python -m gq_lightning tokenize`: all views of ROOT/train, and the first view of each picture in ROOT/val.
 
-    Batches are tokens (B, h, w, n) int64 and labels (B,) int64, -1 where a picture has no class. Order, ranks and resuming are those of
-    the data modules of pictures.
+    Batches are tokens (B, h, w, n) int64 and labels (B,) int64, -1 for no class. Order, ranks and resuming work as in the data modules of
+    pictures.
 
     Args:
         root: folder of the two sets.
-        tokenizer: folder of the tokenizer that made them; one that did not is refused.
+        tokenizer: folder of the tokenizer that made them; any other is refused.
         batch_size: rows in a training batch, on each device.
         evaluation_batch_size: pictures in an evaluation batch; null takes batch_size.
-        workers: processes that read rows, at most one a core; rows are mapped into memory, and 0 is often as fast.
+        workers: processes that read rows, at most one per core. Rows are mapped into memory, so 0 is often as fast.
         verify: compare the checksums of all files at the start, which reads them once.
 
     Attributes:
-        header: what the training set is.
+        header: header of the training set.
 
     Raises:
         UserError: there is no token set, or another tokenizer made it.
@@ -61,8 +61,8 @@ class TokenSets(ResumableDataModule):
         self.header, fingerprint = Header.read(self.root / "train"), _recorded(self.tokenizer)
         if self.header.tokenizer != fingerprint:
             raise UserError(
-                f"data.init_args.tokenizer {self.tokenizer}: it is {fingerprint[:12]}, and the tokens of {self.root} were made by "
-                f"{self.header.tokenizer[:12]}: name that one, or tokenize the pictures again"
+                f"data.init_args.tokenizer {self.tokenizer}: it is {fingerprint[:12]}, but the tokens in {self.root} were made by "
+                f"{self.header.tokenizer[:12]}: give that one, or tokenize the pictures again"
             )
 
     @cached_property
@@ -82,11 +82,11 @@ class TokenSets(ResumableDataModule):
         held_out = TokenSet(self.root / "val", self.header.tokenizer, first_view=True, verify=self.verify)
         for name in ("grid", "codebook_size", "classes"):
             if getattr(held_out.header, name) != getattr(self.header, name):
-                raise UserError(f"{self.root}: train and val differ in their {name}: tokenize both with the same options")
+                raise UserError(f"{self.root}: train and val differ in {name}: tokenize both with the same options")
         return held_out
 
     def protocol(self) -> dict[str, Any]:
-        """The evaluation set in plain data."""
+        """Description of the evaluation set as plain data."""
         tokens = self._evaluation.tokens
         return {
             "data": type(self).__name__,
@@ -98,10 +98,10 @@ class TokenSets(ResumableDataModule):
 
 
 def _recorded(tokenizer: Path) -> str:
-    """The fingerprint that a tokenizer's folder names."""
+    """The fingerprint recorded in a tokenizer's folder."""
     try:
         return str(read_json(tokenizer / "config.json")["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"data.init_args.tokenizer {tokenizer}: no tokenizer's folder ({type(error).__name__}): name one that fit wrote"
+            f"data.init_args.tokenizer {tokenizer}: not a tokenizer's folder ({type(error).__name__}): give one that fit wrote"
         ) from error

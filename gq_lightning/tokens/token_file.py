@@ -1,10 +1,10 @@
-"""Token files: the tokens of one picture and what it takes to decode them, in as few bytes as that takes.
+"""Token files: the tokens of one picture and the facts needed to decode them, in few bytes.
 
     magic, version | coding, geometry | fit | tokenizer's fingerprint [| prior's] | checksum of the tokens | tokens | checksum of all
 
-72 bytes and `fit`, then the tokens: of fixed width, or entropy-coded by counts that adapt, whichever is smaller, or by a prior. The first
-checksum is of what decoding must give, so that a prior which computes otherwise on another machine gives an error and no wrong picture.
-Earlier versions wrote safetensors files; those are read for good (`earlier`).
+72 bytes and `fit`, then the tokens: of fixed width or entropy-coded with adaptive counts, whichever is smaller, or coded with a prior.
+The first checksum covers the decoded tokens, so that a prior that computes differently on another machine causes an error and not a
+wrong image. Earlier versions wrote safetensors files, which stay readable (`earlier`).
 """
 
 import math
@@ -31,37 +31,37 @@ SUFFIXES = (SUFFIX, ".tokens.safetensors")
 MAGIC = b"GQTF\x02"
 _GEOMETRY = struct.Struct("<BIIHIIIHH")  # coding, h, w, n, height, width, codebook_size, downsampling, bytes of fit
 _CHECKSUM = struct.Struct("<I")
-_FIXED, _PRIOR = 0, 255  # codings; those between are counts of weight 2^(coding - 1)
+_FIXED, _PRIOR = 0, 255  # codings; values between are counts of weight 2^(coding - 1)
 _WEIGHTS = range(1, 14)
 _MOST_TOKENS = 2**28
-_MOST_CODED = 2**22  # what is coded one by one, in a minute or so
+_MOST_CODED = 2**22  # tokens coded one by one, which takes about a minute
 
 
 class Prior(Protocol):
-    """A model of whole grids, which both ends must have.
+    """A model of whole grids, which encoder and decoder must share.
 
     Attributes:
-        fingerprint: SHA-256 (hexadecimal) of what decides its probabilities.
+        fingerprint: SHA-256 (hexadecimal) of everything that determines its probabilities.
     """
 
     @property
     def fingerprint(self) -> str: ...
     def model(self, height: int, width: int, tokens_per_position: int) -> Model:
-        """For the tokens of a grid (h, w, n) in this order, row by row."""
+        """The model of the tokens of a grid (h, w, n), row by row."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """The tokens of one picture. It cannot be built with fields that contradict each other: that is a UserError.
+    """The tokens of one picture. Inconsistent fields raise UserError.
 
     Attributes:
         tokens: (h, w, n) int64 in [0, codebook_size).
-        height: rows of the picture to give back, at most h * downsampling: what lies beyond was padding.
-        width: columns of the picture to give back.
-        fit: how the picture met the grid, for people.
+        height: rows of the decoded picture, at most h * downsampling; the rest is padding.
+        width: columns of the decoded picture, likewise.
+        fit: description of how the picture was fitted to the grid.
         fingerprint: SHA-256 (hexadecimal) of the tokenizer that made the tokens.
-        codebook_size: values a token can have.
+        codebook_size: number of values of a token.
         downsampling: pixels per position along one axis.
     """
 
@@ -96,15 +96,15 @@ class TokenFile:
 
     @property
     def bits_per_pixel(self) -> float:
-        """Bits per pixel of the picture that is given back."""
+        """Bits per pixel of the decoded picture."""
         return self.bits / (self.height * self.width)
 
 
 def write_tokens(path: str | Path, token_file: TokenFile, prior: Prior | None = None) -> None:
-    """Writes a token file. Equal tokens give equal bytes. Raises UserError where it cannot.
+    """Writes a token file. Equal tokens give equal bytes. Raises UserError if it cannot be written.
 
     Args:
-        prior: codes the tokens by its probabilities; the file is then readable with the same prior alone.
+        prior: codes the tokens with its probabilities; the file can then only be read with the same prior.
     """
     write_whole(Path(path), to_bytes(token_file, prior))
 
@@ -113,14 +113,14 @@ def read_tokens(path: str | Path, prior: Prior | None = None) -> TokenFile:
     """Reads a token file of any version and checks every field.
 
     Raises:
-        UserError: a damaged or foreign file, or one that was coded with a prior which was not given, or computes otherwise here.
+        UserError: the file is damaged or not a token file, or was coded with a prior that is not given or computes differently here.
     """
     try:
         with open_regular(path) as file:
             data = file.read()
         return from_bytes(data, prior) if data.startswith(MAGIC) else earlier.read(data, TokenFile, _MOST_TOKENS)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file: name a file that ends with {SUFFIX}") from error
+        raise UserError(f"{path}: no such file: give a file with the suffix {SUFFIX}") from error
     except PriorNeeded as error:
         raise UserError(f"{path}: {error}") from error
     except (UserError, OSError, ValueError, struct.error, RecursionError) as error:
@@ -129,7 +129,7 @@ def read_tokens(path: str | Path, prior: Prior | None = None) -> TokenFile:
 
 
 class PriorNeeded(UserError):
-    """The file is whole; what decodes it is not here."""
+    """The file is intact, but its prior is missing or computes differently."""
 
 
 def to_bytes(token_file: TokenFile, prior: Prior | None = None) -> bytes:
@@ -142,7 +142,7 @@ def to_bytes(token_file: TokenFile, prior: Prior | None = None) -> bytes:
         slots = grid.reshape(-1, grid.shape[2]).T
         bits = {weight: sum(adaptive_bits(slot, token_file.codebook_size, 2 ** (weight - 1)) for slot in slots) for weight in _WEIGHTS}
         weight = min(bits, key=lambda weight: bits[weight])
-        if bits[weight] < 8 * len(payload):  # at most as long as this by the last word: coded to see
+        if bits[weight] < 8 * len(payload):  # an estimate, exact up to the last word, so compare the coded length
             coded = encode(grid.ravel().tolist(), _counts(token_file.codebook_size, weight, grid.shape[2]))
             coding, payload = (weight, coded) if len(coded) < len(payload) else (coding, payload)
     fit = token_file.fit.encode()
@@ -167,8 +167,8 @@ def from_bytes(data: bytes, prior: Prior | None = None) -> TokenFile:
         tokens = _unpacked(payload, count, codebook_size)
     elif coding == _PRIOR:
         if prior is None or prior.fingerprint != theirs.hex():
-            given = "none is given" if prior is None else f"this one is {prior.fingerprint[:12]}"
-            raise PriorNeeded(f"coded with prior {theirs.hex()[:12]}, {given}: decode with that one (--prior)")
+            given = "none was given" if prior is None else f"the given one is {prior.fingerprint[:12]}"
+            raise PriorNeeded(f"coded with prior {theirs.hex()[:12]}, but {given}: decode with that one (--prior)")
         tokens = np.array(decode(payload, count, [prior.model(height, width, slots)]))
     else:
         tokens = np.array(decode(payload, count, _counts(codebook_size, coding, slots)))
@@ -176,7 +176,7 @@ def from_bytes(data: bytes, prior: Prior | None = None) -> TokenFile:
     if _CHECKSUM.pack(_checksum(grid)) != checksum:
         if coding == _PRIOR:
             raise PriorNeeded(
-                "its prior computes other probabilities on this machine: decode it where it was encoded, or encode without one"
+                "its prior computes other probabilities on this machine: decode it where it was encoded, or encode without a prior"
             )
         raise UserError("the checksum of its tokens does not match")
     return TokenFile(torch.from_numpy(grid), size[0], size[1], fit.decode(), fingerprint.hex(), codebook_size, size[3])
@@ -188,7 +188,7 @@ def _counts(codebook_size: int, weight: int, slots: int) -> list[Counts]:
 
 
 def _packed(tokens: NDArray[np.int64], codebook_size: int) -> bytes:
-    """As many bits for each as the largest token has, the most significant first."""
+    """All tokens with the bit width of the largest possible one, most significant bit first."""
     width = max(1, (codebook_size - 1).bit_length())
     places = np.arange(width)[::-1]
     return np.packbits((tokens.astype(np.uint32)[:, None] >> places.astype(np.uint32)).astype(np.uint8) & 1).tobytes()
@@ -197,10 +197,10 @@ def _packed(tokens: NDArray[np.int64], codebook_size: int) -> bytes:
 def _unpacked(payload: bytes, count: int, codebook_size: int) -> NDArray[np.int64]:
     width = max(1, (codebook_size - 1).bit_length())
     if len(payload) != -(-count * width // 8):
-        raise UserError(f"{len(payload)} bytes are not those of {count} tokens of {width} bits")
+        raise UserError(f"{len(payload)} bytes do not hold {count} tokens of {width} bits")
     bits = np.unpackbits(np.frombuffer(payload, dtype=np.uint8))
     if bits[count * width :].any():
-        raise UserError("there are bits behind the last token")
+        raise UserError("there are bits after the last token")
     return bits[: count * width].reshape(count, width) @ (1 << np.arange(width, dtype=np.int64)[::-1])
 
 

@@ -1,9 +1,9 @@
-"""Token sets: the tokens of many pictures, made once, in files that are mapped into memory.
+"""Token sets: the tokens of many pictures in files that are mapped into memory.
 
-FOLDER/set.json                        what the set is, and the SHA-256 of every shard; where it is, the set is whole
-FOLDER/000000.npy, 000000.json, ...    numpy records (label, tokens) of some pictures; their names, and what was left out
+FOLDER/set.json                        header, and the SHA-256 of every shard; written last, so a set with this file is complete
+FOLDER/000000.npy, 000000.json, ...    numpy records (label, tokens) of some pictures; their names, and the pictures left out
 
-Nothing in it is code: the arrays are numpy's own plain format.
+The arrays are in numpy's plain format, which cannot contain code.
 """
 
 import hashlib
@@ -30,19 +30,19 @@ AGAIN = "copy the set again, or make it with `python -m gq_lightning tokenize`"
 
 @dataclass(frozen=True)
 class Header:
-    """What a token set is, beside its tokens.
+    """Description of a token set.
 
     Attributes:
         grid: h, w and n of one picture's tokens (h, w, n).
         codebook_size: tokens are in [0, codebook_size).
         downsampling: pixels per position along one axis.
         tokenizer: fingerprint of the tokenizer that made the tokens.
-        classes: names of the classes, whose places are the labels; none where the pictures have no classes.
-        views: how each picture was looked at, in words; the rows of a picture are its views, in this order.
-        preparation: how pictures became images, in words.
-        split: which part of the data this is.
-        shards: of each: pictures, and the SHA-256 of its two files.
-        left_out: broken pictures by name, and what is wrong with them.
+        classes: names of the classes, indexed by label; empty if the pictures have no classes.
+        views: names of the views of each picture; the rows of a picture are its views, in this order.
+        preparation: description of resizing and cropping.
+        split: name of this part of the data.
+        shards: number of pictures in each shard, and the SHA-256 of its two files.
+        left_out: broken pictures by name, with the reason.
     """
 
     grid: tuple[int, int, int]
@@ -58,18 +58,18 @@ class Header:
 
     @property
     def record(self) -> np.dtype:
-        """The type of one picture in a shard; numbers are little-endian."""
+        """The numpy type of one picture in a shard, little-endian."""
         integer = next(integer for integer, most in (("u1", 2**8), ("<u2", 2**16), ("<u4", 2**32)) if self.codebook_size <= most)
         return np.dtype([("label", "<i4"), ("tokens", integer, (len(self.views), *self.grid))])
 
     def write(self, folder: Path) -> None:
-        """Writes it, whole. Raises UserError."""
+        """Writes the header atomically. Raises UserError."""
         content = {"format": FORMAT, **asdict(self)}
         write_whole(folder / HEADER, (json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n").encode("ascii"))
 
     @classmethod
     def read(cls, folder: Path) -> "Header":
-        """Raises UserError where there is none, or it is damaged."""
+        """The header of a folder. Raises UserError if it is missing or damaged."""
         path = folder / HEADER
         try:
             content = read_json(path)
@@ -84,28 +84,28 @@ class Header:
 
 
 class TokenSet(Dataset[tuple[Tensor, int]]):
-    """`set[i]` is (tokens (h, w, n) int64, label). The views of a picture follow one another; a label of -1 is no class.
+    """`set[i]` is (tokens (h, w, n) int64, label). The views of a picture are adjacent; a label of -1 means no class.
 
-    Nothing is held in memory: the system reads pages of the files as they are asked for, and all processes share them.
+    The files are mapped into memory: the system reads pages on demand, and all processes share them.
 
     Args:
         path: the set's folder.
-        tokenizer: fingerprint of the tokenizer that it must have been made by; None accepts any.
-        first_view: have the first view of each picture alone: what one measures with.
-        verify: compare the checksums of all files, which reads them once; their lengths are compared in any case.
+        tokenizer: required fingerprint of the tokenizer that made the set; None accepts any.
+        first_view: use only the first view of each picture, for evaluation.
+        verify: compare the checksums of all files, which reads them once; lengths are always compared.
 
     Attributes:
-        header: what the set is.
+        header: description of the set.
 
     Raises:
-        UserError: a file is missing, cut short or changed, or another tokenizer made the tokens.
+        UserError: a file is missing, truncated or changed, or another tokenizer made the tokens.
     """
 
     def __init__(self, path: str | Path, tokenizer: str | None = None, first_view: bool = False, verify: bool = True) -> None:
         self.path, self.header = Path(path), Header.read(Path(path))
         if tokenizer is not None and tokenizer != self.header.tokenizer:
             theirs = f"its tokens were made by tokenizer {self.header.tokenizer[:12]}, not by {tokenizer[:12]}"
-            raise UserError(f"{path}: {theirs}: name the tokenizer that made them, or tokenize the pictures again")
+            raise UserError(f"{path}: {theirs}: give the tokenizer that made them, or tokenize the pictures again")
         self.views = 1 if first_view else len(self.header.views)
         self._ends = np.cumsum([0, *(pictures for pictures, _, _ in self.header.shards)])
         self._shards = [self._map(number, verify) for number in range(len(self.header.shards))]
@@ -120,11 +120,11 @@ class TokenSet(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(row["tokens"][view].astype(np.int64)), int(row["label"])
 
     def name(self, index: int) -> str:
-        """The name of the picture that a row belongs to."""
+        """Name of the picture of a row."""
         return self._names[range(len(self))[index] // self.views]
 
     def counts(self) -> np.ndarray:
-        """How often each token occurs at each of a position's n places: (n, codebook_size) int64."""
+        """Number of occurrences of each token at each of the n places of a position: (n, codebook_size) int64."""
         n = self.header.grid[2]
         counts = np.zeros((n, self.header.codebook_size), dtype=np.int64)
         for shard in self._shards:
@@ -143,11 +143,11 @@ class TokenSet(Dataset[tuple[Tensor, int]]):
             if not path.is_file():
                 raise UserError(f"{path} is missing: {AGAIN}")
             if verify and sha256_of(path) != digest:
-                raise UserError(f"{path}: cut short or changed, its SHA-256 is not that of {HEADER}: {AGAIN}")
+                raise UserError(f"{path}: truncated or changed, its SHA-256 is not the one in {HEADER}: {AGAIN}")
         return map_shard(shard_path(self.path, number, "npy"), pictures, self.header.record)
 
     def __getstate__(self) -> dict[str, Any]:
-        # a process that is not forked maps the files itself: a mapped array would be sent whole
+        # a spawned process maps the files itself, since a mapped array would be pickled completely
         return {name: value for name, value in self.__dict__.items() if name != "_shards"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -156,29 +156,29 @@ class TokenSet(Dataset[tuple[Tensor, int]]):
 
 
 def shard_path(folder: Path, number: int, suffix: str) -> Path:
-    """FOLDER/000000.npy and its like."""
+    """Path of a shard's file, such as FOLDER/000000.npy."""
     return folder / f"{number:06d}.{suffix}"
 
 
 def map_shard(path: Path, pictures: int, record: np.dtype) -> np.ndarray:
-    """A shard's records, mapped into memory. Raises UserError where the file is not `pictures` of them."""
+    """A shard's records, mapped into memory. Raises UserError unless the file has exactly `pictures` of them."""
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         if rows.shape != (pictures,) or rows.dtype != record:
-            raise ValueError("other records than those of the set")
+            raise ValueError("its records are not those of the set")
         return rows
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cut short or damaged ({' '.join(str(error).split())[:100]}): {AGAIN}") from error
+        raise UserError(f"{path}: truncated or damaged ({' '.join(str(error).split())[:100]}): {AGAIN}") from error
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def read_json(path: Path) -> Any:
-    """What a file of the set says. Raises OSError or ValueError."""
+    """Parses a JSON file of the set. Raises OSError or ValueError."""
     with open_regular(path) as file:
         return parse_json(file.read())
 

@@ -2,7 +2,7 @@
 
 PictureSet --Seen--> views (v, 3, S, S) --tokenizer.encode--> records (label, tokens) --whole files--> OUT/000000.npy, ..., OUT/set.json
 
-A shard has the same pictures, in the same batches, however many ranks there are. One that was finished is passed over by the next call.
+A shard has the same pictures in the same batches for any number of ranks. Finished shards are skipped by the next call.
 """
 
 import copy
@@ -35,11 +35,11 @@ from gq_lightning.tokens.token_set import NO_CLASS, Header, TokenSet, read_json,
 logger = logging.getLogger("gq_lightning.data")
 
 Views = Literal["one", "flip", "ten_crop"]
-LARGER = 1.1  # shorter side that ten crops are cut from, in image sizes
+LARGER = 1.1  # shorter side from which ten crops are cut, in image sizes
 
 
 class TenCrop(CenterCrop):
-    """The centre and the four corners of a picture a tenth larger, each followed by its mirror image: (10, 3, size, size)."""
+    """The centre and the four corners of a picture that is a tenth larger, each followed by its mirror image: (10, 3, size, size)."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -52,9 +52,9 @@ class TenCrop(CenterCrop):
 
 
 class Seen(Dataset[Tensor | BrokenImage]):
-    """The views of each picture, (v, 3, S, S); a broken picture is given as the error that it is.
+    """The views of each picture, (v, 3, S, S); for a broken picture, its error.
 
-    Pictures that are cut from files are cut as in evaluation, or into ten; those that are crops already are taken as they are.
+    Picture files are cropped as in evaluation, or into ten crops. Pictures that are already crops are used unchanged.
     """
 
     def __init__(self, pictures: PictureSet, size: int, views: Views) -> None:
@@ -89,7 +89,7 @@ class Seen(Dataset[Tensor | BrokenImage]):
 
 
 def class_names(pictures: PictureSet) -> list[str]:
-    """The first folders of the pictures' names, sorted; none where there are fewer than two."""
+    """The first folders in the pictures' names, sorted; empty if there are fewer than two."""
     names = sorted({_folder(pictures.name(index)) for index in range(len(pictures))})
     return names if len(names) > 1 else []
 
@@ -105,21 +105,21 @@ def write_token_set(
     workers: int = 2,
     shard_pictures: int = 4096,
 ) -> TokenSet:
-    """Writes the set, or what is missing of it. Under torch.distributed each rank writes its share of the shards.
+    """Writes the set, or its missing shards. With torch.distributed, each rank writes its share of the shards.
 
     Broken pictures are named in a warning and left out.
 
     Args:
-        image_size: side of the images, pixels.
-        classes: names of the classes, see `class_names`; a picture of another class has none.
-        views: `one` is the picture as evaluation sees it; `flip` adds its mirror image; `ten_crop` is centre and corners, each with its
+        image_size: side of the images in pixels.
+        classes: names of the classes, see `class_names`; a picture of another class gets no label.
+        views: `one` is the picture as in evaluation; `flip` adds its mirror image; `ten_crop` is centre and corners, each with its
             mirror image.
-        batch_size: pictures that are encoded together.
+        batch_size: pictures encoded together.
         workers: processes that read pictures.
-        shard_pictures: pictures in a shard, which is what a kill can cost.
+        shard_pictures: pictures in a shard, which is the most that a kill loses.
 
     Raises:
-        UserError: no picture can be read, `out` has other tokens, or cannot be written.
+        UserError: no picture can be read, `out` has other tokens, or `out` cannot be written.
     """
     for name, value in (("batch_size", batch_size), ("shard_pictures", shard_pictures)):
         if value < 1:
@@ -143,7 +143,7 @@ def write_token_set(
         for begin in range(0, len(shards[number]), batch_size)
     ]
     loader = DataLoader(seen, batch_sampler=batches, num_workers=min(workers, cores()), collate_fn=list, generator=torch.Generator())
-    contents = iter(loader)  # starts the workers, which are not to inherit the bar's thread
+    contents = iter(loader)  # starts the workers before the bar, whose thread they must not inherit
     with progress(f"writing {out}, pictures", sum(len(shards[number]) for number in mine)) as advance:
         for number in mine:
             if number in done:
@@ -168,7 +168,7 @@ def _write_shard(
     contents: Iterator[list[Tensor | BrokenImage]],
     advance: Callable[[int], None],
 ) -> None:
-    """Encodes the pictures of a shard, whose contents come next, and writes its two files; the second says that it is done."""
+    """Encodes the next pictures of `contents` to a shard and writes its two files; the second marks it as finished."""
     labels = {name: label for label, name in enumerate(header.classes)}
     rows, names, left_out = [np.empty(0, header.record)], [], {}
     for begin in range(0, len(indices), batch_size):
@@ -196,7 +196,7 @@ def _write_shard(
 
 
 def _is_done(out: Path, number: int, plan: str, header: Header) -> bool:
-    """Whether this shard was written before. Raises UserError where it has other tokens than those that are due."""
+    """Whether this shard is finished. Raises UserError if it holds other tokens than planned."""
     path = shard_path(out, number, "json")
     try:
         told = read_json(path)
@@ -204,13 +204,13 @@ def _is_done(out: Path, number: int, plan: str, header: Header) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     if planned != plan:
-        raise UserError(f"{path}: tokens of other pictures, or made in another way, are there: choose another --out, or delete that folder")
+        raise UserError(f"{path}: holds tokens of other pictures or options: choose another --out, or delete that folder")
     array = path.with_suffix(".npy")
     return array.is_file() and sha256_of(array) == told.get("sha256")
 
 
 def _finish(out: Path, header: Header, count: int) -> None:
-    """Writes the set's header, which makes it whole."""
+    """Writes the set's header, which marks it as complete."""
     shards, left_out = list[tuple[int, str, str]](), dict[str, str]()
     for number in range(count):
         path = shard_path(out, number, "json")
@@ -223,7 +223,7 @@ def _finish(out: Path, header: Header, count: int) -> None:
 
 
 def _folder(name: str) -> str:
-    """The class of a picture by its name: its first folder."""
+    """The class of a picture: the first folder in its name."""
     return name.rpartition("/")[0].partition("/")[0]
 
 

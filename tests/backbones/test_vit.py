@@ -105,12 +105,12 @@ def test_whole_network_is_its_formula() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 20), (8, 32)])
 def test_images_of_another_size_are_errors(height: int, width: int) -> None:
-    with pytest.raises(UserError, match=f"image of {height}x{width} given where 16x16 is expected"):
+    with pytest.raises(UserError, match=f"image is {height}x{width}, not 16x16"):
         make().encode(torch.zeros(1, 3, height, width))
 
 
 def test_latents_of_another_size_are_errors() -> None:
-    with pytest.raises(UserError, match="latents of 2x8 given where 4x4 is expected"):
+    with pytest.raises(UserError, match="latents is 2x8, not 4x4"):
         make().decode(torch.zeros(1, 4, 2, 8))  # as many positions as 4 x 4
 
 

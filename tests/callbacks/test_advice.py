@@ -30,7 +30,7 @@ def run(bits: dict[int, float], steps: int = 300, *, variant: Variant = "paper",
 
 @pytest.mark.parametrize(("bits", "cure"), [(5.0, "lower"), (11.0, "raise")])
 def test_target_out_of_reach(bits: float, cure: str) -> None:
-    with pytest.warns(UserWarning, match=f"for 100 steps tokens cost {bits:.1f} bits on average, where 8 ± 0.5") as said:
+    with pytest.warns(UserWarning, match=f"for 100 steps tokens cost {bits:.1f} bits on average, but the target is 8 ± 0.5") as said:
         run({0: bits})
     assert len(said) == 1, "once"
     assert f"{cure} model.quantizer.init_args.penalty_weight" in str(said[0].message)
@@ -66,7 +66,7 @@ def test_a_multiplier_at_its_bound_is_no_matter_where_tokens_are_within() -> Non
 
 
 def test_dead_dimensions() -> None:
-    with pytest.warns(UserWarning, match=r"2 of 4 latent dimensions \(1, 3\) have carried next to nothing for 100 steps"):
+    with pytest.warns(UserWarning, match=r"2 of 4 latent dimensions \(1, 3\) have carried almost no bits for 100 steps"):
         run({0: 8.0}, dimensions=(4.0, 0.01, 4.0, 0.0))
     run({0: 8.0}, dimensions=(4.0, 0.1, 4.0, 0.1))
 

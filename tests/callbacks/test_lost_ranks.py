@@ -50,7 +50,7 @@ def test_what_this_process_began_ends_with_it(tmp_path: Path, capfd: pytest.Capt
     with pytest.raises(Left, match="75"):
         LostRanks().on_exception(trainer(tmp_path, kill=signals.append), None, RuntimeError(GLOO))  # type: ignore[arg-type]
     line = (
-        f"error: rank 0 on here has lost contact with another rank ({AT_ONCE}); the same command with --ckpt_path last goes on from {last}"
+        f"error: rank 0 on here has lost contact with another rank ({AT_ONCE}); the same command with --ckpt_path last resumes from {last}"
     )
     assert capfd.readouterr().err.splitlines() == [line]
     assert signals == [signal.SIGKILL]

@@ -227,7 +227,7 @@ def test_a_shard_that_is_not_what_its_index_says(root: Path) -> None:
     (root / "train-000000.tar").write_bytes(content[: start + 4])
     with pytest.raises(BrokenImage, match="is not at its position in the index"):
         pictures[1]
-    with pytest.raises(UserError, match=r"train-000000\.tar: .*cut short or damaged"):
+    with pytest.raises(UserError, match=r"train-000000\.tar: .*truncated or damaged"):
         every(root)
 
 

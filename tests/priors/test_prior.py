@@ -257,7 +257,7 @@ def test_files(tmp_path: Path) -> None:
     spoiled = make("halves")
     spoiled.logits.data[0, 0, 0] = math.nan
     spoiled.save_pretrained(tmp_path / "spoiled")
-    with pytest.raises(UserError, match="config.json: logits holds values that are not finite"):
+    with pytest.raises(UserError, match="config.json: logits has values that are not finite"):
         Prior.from_pretrained(tmp_path / "spoiled")
     config["prior"]["class_path"] = "subprocess.Popen"
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -272,7 +272,7 @@ def test_labels_by_name_and_number() -> None:
         prior.labels(["3"])
     with pytest.raises(UserError, match="--classes a: this prior has no classes: leave out --classes"):
         make("one softmax").labels(["a"])
-    with pytest.raises(UserError, match="this prior knows grids of"):
+    with pytest.raises(UserError, match="this prior takes grids of"):
         prior(torch.zeros(1, 3, 2, 1, dtype=torch.int64), torch.tensor([0]))
 
 

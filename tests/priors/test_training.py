@@ -208,7 +208,7 @@ def test_bad_input_is_one_line(run: Path, folder: Path, tmp_path: Path, capfd: p
         assert error.count("\n") == 1 and words in error and error.startswith("error: "), error
     assert not (tmp_path / "out").exists()
     assert fit(folder, "bad", f"--data.init_args.tokenizer={tmp_path}/unet") == 2
-    assert "name that one, or tokenize the pictures again" in capfd.readouterr().err
+    assert "give that one, or tokenize the pictures again" in capfd.readouterr().err
     assert fit(folder, "bad", f"--data.init_args.root={tmp_path}") == 2
     assert "no token set" in capfd.readouterr().err
     assert not (folder / "runs/bad").exists()

@@ -153,5 +153,5 @@ def test_the_tree_is_the_one_that_tokens_were_made_with() -> None:
 def test_a_tree_needs_a_power_of_two() -> None:
     with pytest.raises(UserError, match="power of two, not 1000: use order none"):
         ordered(gaussian_codebook("iid", 1000, 2, seed=0), "tree")
-    with pytest.raises(UserError, match="order: 'sorted' is neither"):
+    with pytest.raises(UserError, match="order: 'sorted': give"):
         ordered(gaussian_codebook("iid", 16, 2, seed=0), "sorted")  # type: ignore[arg-type]

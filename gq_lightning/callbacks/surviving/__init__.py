@@ -1,1 +1,1 @@
-"""Callbacks that save: checkpoints, resuming to the bit, signals, lost ranks."""
+"""Callbacks for checkpoints, exact resuming, signals and lost ranks."""

@@ -1,4 +1,4 @@
-"""How a checkpoint becomes a file: whole or not at all, whenever the process is killed or the disk is full."""
+"""Writes checkpoints atomically, even if the process is killed or the disk is full."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from gq_lightning.tokenizer.checkpoint_file import read_checkpoint
 
 
 class CheckpointFiles(CheckpointIO):
-    """Writes beside the checkpoint, under a temporary name, waits for the disk, and renames.
+    """Writes to a temporary name in the same folder, waits for the disk, and renames.
 
-    Lightning's own writes to the system's folder for temporary files and moves: where that is another file system the move is a copy,
-    and a process killed meanwhile leaves half a checkpoint in place of the last good one.
+    Lightning's own plugin writes to the system's temporary folder and moves the file. On another file system the move is a copy, and a
+    process killed during it leaves half a checkpoint in place of the last good one.
     """
 
     def __init__(self) -> None:
         self._io = TorchCheckpointIO()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises UserError where the file cannot be written; the one that was there stays."""
+        """Raises UserError if the file cannot be written; an existing file then stays unchanged."""
         if "://" in str(path):
             self._io.save_checkpoint(checkpoint, path, storage_options)
             return
@@ -32,7 +32,7 @@ class CheckpointFiles(CheckpointIO):
             with whole_file(path) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            # torch's writer is stopped by an OSError, and then raises a complaint of its own about the unfinished file
+            # after an OSError, torch's writer raises its own error about the unfinished file
             reason = error if isinstance(error, OSError) else error.__context__
             if not isinstance(reason, OSError):
                 raise
@@ -40,10 +40,11 @@ class CheckpointFiles(CheckpointIO):
             raise UserError(f"{path}: the checkpoint could not be written ({reason.strerror or reason}), {kept}") from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Tensors and plain data; a pickle that would run code is refused, unless `weights_only` is False in so many words.
+        """Loads tensors and plain data. A pickle that would run code is refused, unless `weights_only` is explicitly False.
 
         Raises:
-            UserError: the file is damaged, no checkpoint, or holds more than that. FileNotFoundError: there is none.
+            UserError: the file is damaged, is not a checkpoint, or holds other objects.
+            FileNotFoundError: the file does not exist.
         """
         location = map_location or (lambda storage, location: storage)
         if "://" in str(path):
@@ -51,7 +52,7 @@ class CheckpointFiles(CheckpointIO):
         return read_checkpoint(path, map_location=location, weights_only=weights_only is not False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Removes the file, if it is one. Lightning's own removes folders, too, and whatever path a checkpoint names as one of the best."""
+        """Removes a checkpoint file. Lightning's own method would remove folders, and any path that a checkpoint lists among the best."""
         if "://" in str(path):
             self._io.remove_checkpoint(path)
         elif ".." not in Path(path).parts and Path(path).suffix == ".ckpt" and Path(path).is_file():

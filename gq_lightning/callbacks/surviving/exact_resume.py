@@ -1,7 +1,7 @@
-"""A training that goes on from a checkpoint is the training that never stopped, to the bit.
+"""Makes a resumed training identical to an uninterrupted one, to the bit.
 
-Three things make it so: pictures and crops depend on their place alone (`data.order`); so do, by this callback, the random numbers of
-a training step, posterior samples above all; and every checkpoint, whenever it was written, tells of its progress in one way.
+Three things are needed. Pictures and crops depend only on their place (`data.order`). With this callback, so do the random numbers of a
+training step, such as posterior samples. And every checkpoint, whenever it is written, records its progress in the same way.
 """
 
 import random
@@ -18,8 +18,8 @@ from gq_lightning.lightning_internals import as_after_a_batch, begin_after_resum
 
 
 class ExactResume(Callback):
-    """Seeds each training batch by (seed, epoch, batch, rank): no generator's state needs to be kept, and what validation, logging or a
-    loader has drawn in between does not matter. Ranks draw apart from one another."""
+    """Seeds each training batch by (seed, epoch, batch, rank). No generator state needs to be saved, and random numbers used by validation,
+    logging or loaders have no effect. Each rank has its own random numbers."""
 
     def __init__(self) -> None:
         self._trained = False
@@ -30,7 +30,7 @@ class ExactResume(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         seed = derived_seed(trainer.datamodule.seed, trainer.current_epoch, batch_idx, trainer.global_rank)  # type: ignore[attr-defined]
-        # without an accelerator torch.manual_seed keeps, at some cost, a note for when there is one
+        # on a CPU, torch.manual_seed would also queue, at some cost, a seed for later accelerators
         (torch.default_generator if pl_module.device.type == "cpu" else torch).manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
@@ -42,14 +42,14 @@ class ExactResume(Callback):
         seed = checkpoint.get(type(trainer.datamodule).__qualname__, {}).get("seed")  # type: ignore[attr-defined]
         if is_fitting(trainer) and trainer.is_global_zero and seed not in (None, torch.initial_seed()):
             raise UserError(
-                f"seed_everything {torch.initial_seed()}: the training began with {seed}, which its order of pictures goes on with: "
+                f"seed_everything {torch.initial_seed()}: the training began with {seed}, which determines its order of pictures: "
                 f"give --seed_everything {seed}"
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._trained:
             return
-        # resumed when nothing was left to train: Lightning passes over the hook in which averaged weights take their place
+        # resumed with nothing left to train: Lightning skips the hook that puts averaged weights in place
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if not isinstance(callback, Checkpoint):
                 callback.on_train_end(trainer, pl_module)

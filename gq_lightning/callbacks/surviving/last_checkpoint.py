@@ -1,4 +1,4 @@
-"""checkpoints/last.ckpt, from which `--ckpt_path last` resumes: every so many steps, after validations, when told to stop, at the end."""
+"""Writes checkpoints/last.ckpt, for `--ckpt_path last`: at regular steps, after validations, on a signal to stop, and at the end."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from gq_lightning.lightning_internals import is_fitting, validation_is_due
 
 
 class LastCheckpoint(Checkpoint):
-    """One file, written anew each time, beside the best checkpoint; never in the middle of an accumulation, whose gradients no checkpoint
-    holds. Where a validation is due it is written after it, so that a resumed run lacks no validation.
+    """One file next to the best checkpoint, overwritten each time. It is never written in the middle of an accumulation, because a
+    checkpoint does not hold gradients. If a validation is due, it is written after it, so that a resumed run misses no validation.
 
     Args:
-        every_n_train_steps: steps between two of them, at most: what a killed run loses.
+        every_n_train_steps: largest number of steps between two checkpoints, which is the most that a killed run loses.
     """
 
     def __init__(self, every_n_train_steps: int = 1000) -> None:
@@ -33,7 +33,7 @@ class LastCheckpoint(Checkpoint):
         self._step = trainer.global_step
         if not self._complete or validation_is_due(trainer):
             return
-        # the end of training would be too late: averaged weights have taken the place of those that train
+        # not in on_train_end, when averaged weights have replaced the trained ones
         last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         end = self._step == trainer.max_steps or trainer.should_stop or trainer.received_sigterm or last_epoch
         if end or self._step % self.every_n_train_steps == 0:
@@ -50,7 +50,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def last_checkpoint(trainer: Trainer) -> Path:
-    """Where it is, beside the best."""
+    """Path of the last checkpoint, in the folder of the best."""
     folders = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     last = RunFolder(trainer.default_root_dir).last
     return Path((folders[0] if folders else None) or last.parent) / last.name

@@ -1,9 +1,9 @@
-"""Preemption: on SIGTERM a training writes checkpoints/last.ckpt and ends; on SLURM's warning it is also requeued.
+"""Preemption: on SIGTERM a training writes checkpoints/last.ckpt and ends; on SLURM's warning signal the job is also requeued.
 
-    signal -> the step that is being made, and the validation that is due -> last.ckpt -> [scontrol requeue] -> one line, exit status
+    signal -> finish the current step and a validation that is due -> last.ckpt -> [scontrol requeue] -> one line, exit status
 
-Lightning's own handlers do not wait for the step to be complete: one saves in the middle of it, the other talks to the other ranks
-from there. Here a handler only records the signal; after each step the ranks agree whether any has one, and end at the same step.
+Lightning's own handlers do not wait for the end of the step: one saves in the middle of it, the other communicates with other ranks.
+Here a handler only records the signal. After each step the ranks exchange whether any has received one, and end at the same step.
 """
 
 import os
@@ -32,13 +32,13 @@ from gq_lightning.lightning_internals import (
 
 
 class Preemption(Callback):
-    """Takes the place of Lightning's signal handlers. The exit status is 128 + the signal's number: 143 for SIGTERM, 138 for SIGUSR1.
+    """Replaces Lightning's signal handlers. The exit status is 128 + the signal's number: 143 for SIGTERM, 138 for SIGUSR1.
 
-    LastCheckpoint writes the checkpoint, never in the middle of an accumulation. Before the first step, and after the last one, there is
-    nothing to write, and a signal ends the process at once.
+    LastCheckpoint writes the checkpoint, never in the middle of an accumulation. Before the first step and after the last one there is
+    nothing to write, and a signal ends the process immediately.
 
-    Under SLURM (as Lightning finds by itself where srun is used) SIGUSR1, or `requeue_signal` of the SLURMEnvironment, has the job put
-    back into its queue, unless the environment says `auto_requeue: false`.
+    With SLURM (which Lightning detects if srun is used), SIGUSR1, or `requeue_signal` of the SLURMEnvironment, requeues the job, unless
+    the environment has `auto_requeue: false`.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Preemption(Callback):
             self._agree(trainer, pl_module)
 
     def _agree(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """If any rank was told to stop, LastCheckpoint, which comes next, saves, and then Lightning's loop raises SIGTERMException."""
+        """If any rank was told to stop, LastCheckpoint saves next, and then Lightning's loop raises SIGTERMException."""
         told = bool(self._signal)
         if is_distributed():
             told = bool(any_over_ranks(torch.tensor(told, dtype=torch.uint8, device=pl_module.device)))
@@ -94,16 +94,16 @@ class Preemption(Callback):
             self.teardown(trainer, pl_module, "fit")
             return
         for each in self._before:
-            signal.signal(each, signal.SIG_IGN)  # a second one would only spoil the way out
+            signal.signal(each, signal.SIG_IGN)  # a second signal would interrupt the shutdown
         number = self._signal or signal.SIGTERM
         exception.code = 128 + number
         if not trainer.is_global_zero:
             if isinstance(cluster_environment(trainer), LightningEnvironment):
-                exception.code = 0  # else Lightning's launcher would kill the first rank, which has more to do
+                exception.code = 0  # otherwise Lightning's launcher would kill the first rank, which is still busy
             return
         path, name = last_checkpoint(trainer), signal.Signals(number).name
         saved = f"{path} is {'written' if trainer.received_sigterm else 'as it was'}" if path.exists() else "there is no checkpoint"
-        requeued = _requeue() if number == _requeue_signal(trainer) else "the same command with --ckpt_path last goes on from there"
+        requeued = _requeue() if number == _requeue_signal(trainer) else "the same command with --ckpt_path last resumes from there"
         print(f"stopped by {name} after step {trainer.global_step}: {saved}; {requeued}", file=sys.stderr, flush=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -118,7 +118,7 @@ def _requeue_signal(trainer: Trainer) -> int | None:
 
 
 def _requeue() -> str:
-    """Puts the SLURM job back into its queue, and says whether that went well."""
+    """Requeues the SLURM job and returns a message about it."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
     try:

@@ -1,1 +1,1 @@
-"""Callbacks that report: curves, pictures, advice, and what went wrong."""
+"""Callbacks that report: curves, images, advice, broken pictures, non-finite losses."""

@@ -1,4 +1,4 @@
-"""Warns, once each, about what goes wrong in a training under the target divergence, and says what to change."""
+"""Warns once about each problem of a training with the target divergence constraint, and says what to change."""
 
 from typing import Any
 
@@ -13,23 +13,23 @@ from gq_lightning.quantizers.tdc import HIGHEST, LOWEST, TargetDivergence
 from gq_lightning.training.module import TokenizerTraining, is_logging_step
 
 OPTION = "model.quantizer.init_args"
-# of the tokens of a batch: fewer outside the band are no reason to change anything
+# share of a batch's tokens outside the band that is still acceptable
 SHARE = 0.05
-# of what a dimension costs on average: one that costs less tells the decoder nothing
+# share of the average cost of a dimension below which a dimension is unused
 DEAD = 0.01
 
 
 class Advice(Callback):
-    """Looks at the batches of rank 0 at the trainer's logging steps, and warns of
+    """Checks rank 0's batches at the trainer's logging steps, and warns if one of these lasts for `patience` steps:
 
-    - bits per token that have not come to their target on average after `patience` steps,
-    - a multiplier that has been at its bound for as long, while a twentieth of the tokens is still on the wrong side,
-    - latent dimensions that have cost next to nothing for as long: the encoder does not use them.
+    - the average bits per token are off target,
+    - a multiplier is at its bound, and a twentieth of the tokens are still on the wrong side,
+    - latent dimensions cost almost nothing, so the encoder does not use them.
 
-    The validation reports a codebook that collapses; `NonFinite` stops a training whose loss is not finite.
+    Validation warns about a collapsed codebook, and `NonFinite` stops a training whose loss is not finite.
 
     Args:
-        patience: steps. A multiplier crosses its whole range in 1 389 of them at the default factor of 1.01.
+        patience: steps. At the default factor of 1.01 a multiplier crosses its whole range in 1 389 steps.
     """
 
     def __init__(self, patience: int = 3000) -> None:
@@ -63,7 +63,7 @@ class Advice(Callback):
             "target",
             step,
             abs(mean - tdc.target_bits) > tdc.alpha,
-            f"tokens cost {mean:.1f} bits on average, where {goal} are the target: train longer, raise {OPTION}.tdc_beta ({tdc.beta:g}), "
+            f"tokens cost {mean:.1f} bits on average, but the target is {goal}: train longer, raise {OPTION}.tdc_beta ({tdc.beta:g}), "
             f"which moves the multipliers faster, or {cure} {OPTION}.penalty_weight",
         )
         for name, share, side, change in (
@@ -88,7 +88,7 @@ class Advice(Callback):
         if dead:
             self._say(
                 "dimensions",
-                f"{len(dead)} of {len(values)} latent dimensions ({', '.join(map(str, dead))}) have carried next to nothing for "
+                f"{len(dead)} of {len(values)} latent dimensions ({', '.join(map(str, dead))}) have carried almost no bits for "
                 f"{self.patience} steps: give fewer {OPTION}.latent_channels, lower {OPTION}.penalty_weight, or change model.learning_rate",
             )
 

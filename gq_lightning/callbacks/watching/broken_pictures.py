@@ -1,4 +1,4 @@
-"""RUN/broken_pictures.txt: which pictures a training went without."""
+"""RUN/broken_pictures.txt: the broken pictures that a training skipped."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -10,10 +10,10 @@ from gq_lightning.lightning_internals import is_fitting
 
 
 class BrokenPictures(Callback):
-    """Names each broken picture once, those of all workers and ranks, after each validation and at the end of fit.
+    """Writes the names of the broken pictures of all workers and ranks after each validation and at the end of fit.
 
-    Not as they are found: a picture that one rank has found, another may find later. A resumed training adds to the report. Where an
-    error ends the training it is what the first rank knows: the others may be waiting.
+    Each picture is named once, although several ranks may find it. A resumed training adds to the report. If an error ends the training,
+    the report contains only what the first rank knows, because the others may be waiting.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What to watch while it trains: the spread of bits per token, images per second, memory. Only at the trainer's logging steps."""
+"""Logs the spread of bits per token, images per second and memory during training, at the trainer's logging steps."""
 
 import sys
 import time
@@ -12,8 +12,8 @@ from gq_lightning.training.module import is_logging_step, last_step
 
 
 class Diagnostics(Callback):
-    """Logs `bits/min|mean|max` and `images_per_second` in training over all ranks, a histogram of bits per token (of rank 0), the largest
-    `memory_gib` so far (of rank 0), and how many broken pictures were skipped, if any."""
+    """Logs `bits/min|mean|max` and `images_per_second` over all ranks, a histogram of bits per token (rank 0), the peak `memory_gib` so
+    far (rank 0), and the number of broken pictures skipped, if any."""
 
     def __init__(self) -> None:
         self._images, self._since = 0, 0.0
@@ -26,7 +26,7 @@ class Diagnostics(Callback):
         self._paused = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # a validation, and the checkpoints after it, are no training
+        # the time of a validation, and of the checkpoints after it, does not count
         if self._paused is not None:
             self._since, self._paused = self._since + time.perf_counter() - self._paused, None
 
@@ -51,11 +51,11 @@ class Diagnostics(Callback):
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes that tensors have taken of the accelerator at most, or, on a CPU, this process of the machine."""
+    """Peak memory in bytes: of tensors on an accelerator, or of this process on a CPU."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
         return float("nan")
-    import resource  # Unix alone has it
+    import resource  # Unix only
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024.0)

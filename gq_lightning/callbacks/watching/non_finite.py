@@ -1,4 +1,4 @@
-"""RUN/non_finite/: the batch after which the loss or its gradient was no longer finite; the training stops there."""
+"""Stops a training when the loss or its gradient is not finite, and writes the batch to RUN/non_finite/."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from gq_lightning.files import RunFolder, write_whole
 
 @dataclass(frozen=True)
 class Batch:
-    """One that a step was made of, and what the device has, perhaps not yet, found out about it."""
+    """A batch of a step, with its loss and whether it is finite, which the device may not have computed yet."""
 
     images: Tensor
     epoch: int
@@ -29,10 +29,10 @@ class Batch:
 
 
 class NonFinite(Callback):
-    """Stops a training that has turned into NaN or infinity, names the batch and writes it out; no checkpoint of it is kept.
+    """Stops a training whose loss or gradient is NaN or infinite, and names and writes the batch. No such state is saved in a checkpoint.
 
-    The host looks at a step when the next one is on its way, so that it never waits for the device; before a validation and before a
-    checkpoint is written it does. Gradients are averages over ranks: what one rank's batch has spoiled stops all of them at the same step.
+    The host checks a step while the next one is running, so that it does not wait for the device, except before a validation and before
+    a checkpoint is written. Gradients are averaged over ranks, so one rank's bad batch stops all of them at the same step.
     """
 
     def __init__(self) -> None:
@@ -48,12 +48,12 @@ class NonFinite(Callback):
         finite = torch.isfinite(torch.stack([loss.float(), *outputs["gradient_norms"]])).all()
         self._current.append(Batch(batch, trainer.current_epoch, batch_idx, loss, finite))
         if trainer.global_step == self._step:
-            return  # the step is not complete: the other ranks would not stop here
+            return  # the step is incomplete, and the other ranks would not stop here
         self._check(trainer, self._before)
         self._step, self._before, self._current = trainer.global_step, self._current, []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # spoiled weights have no tokens, and the search for them would be the one to complain
+        # otherwise the search for tokens would fail with a less helpful message
         self._check(trainer, self._before)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ class NonFinite(Callback):
     def _check(self, trainer: Trainer, batches: list[Batch]) -> None:
         if not batches or torch.stack([batch.finite for batch in batches]).all():
             return
-        # the loss accuses this rank's batch; a gradient alone may be that of any batch of any rank
+        # a non-finite loss identifies this rank's batch; a gradient may come from any batch of any rank
         guilty = [batch for batch in batches if not torch.isfinite(batch.loss)]
         culprit = (guilty or batches)[0]
         what = f"the loss is {float(culprit.loss)}" if guilty else "the gradient is not finite, the loss of this rank is"
@@ -74,7 +74,7 @@ class NonFinite(Callback):
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise UserError(
             f"{what} at batch {culprit.index} of epoch {culprit.epoch} on rank {trainer.global_rank} ({some}), which is kept in {path}: "
-            "lower model.learning_rate or set model.gradient_clip, and go on from the last checkpoint with --ckpt_path last"
+            "lower model.learning_rate or set model.gradient_clip, and resume from the last checkpoint with --ckpt_path last"
         )
 
     def _write(self, trainer: Trainer, batch: Batch) -> tuple[Path, list[str]]:

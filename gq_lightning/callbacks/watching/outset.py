@@ -1,4 +1,4 @@
-"""What a fit says at its outset: where it writes, on how many pictures, for how many steps, and about how long."""
+"""Prints at the start of fit the folder, the numbers of pictures and steps, and, once known, the remaining time."""
 
 import math
 import time
@@ -9,19 +9,19 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from gq_lightning.training.optimization import planned_steps
 
-# steps that are not measured, since they warm up or compile; those that are, at least; seconds that are enough
+# steps not timed, since they warm up or compile; smallest number of timed steps; seconds that suffice
 WARM_UP, STEPS, SECONDS = 3, 10, 10.0
 VALIDATIONS = 10
 
 
 class Outset(Callback):
-    """Says what the training will be, once at its start and once more when its speed is known.
+    """Prints a line at the start of the training and another when its speed is known.
 
-    It also sees to it that there are validations: where the first would come after the end of the training, or `at_most` is given, there
-    are ten of them.
+    It also ensures that there are validations: if the first would come after the end of the training, or if `at_most` is given, there
+    are ten.
 
     Args:
-        at_most: batches between two validations, where no interval was asked for.
+        at_most: largest number of batches between two validations, when the user gives no interval.
     """
 
     def __init__(self, at_most: int | None = None) -> None:
@@ -52,7 +52,7 @@ class Outset(Callback):
         elif (first := every + (epochs - 1) * epoch if epochs else every) > batches:
             trainer.val_check_batch, trainer.check_val_every_n_epoch = tenth, None  # type: ignore[attr-defined]
             rank_zero_info(
-                f"validations are {tenth} batches apart: the first would have come after {first}, but the training ends after "
+                f"validations are {tenth} batches apart: the first would come after {first}, but the training ends after "
                 f"{batches:.0f} (--trainer.limit_val_batches 0 for none)"
             )
 
@@ -71,7 +71,7 @@ class Outset(Callback):
 
 
 def spoken(seconds: float) -> str:
-    """A time as people say it."""
+    """A duration in suitable units."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Pictures where people would rather look than read: a grid original | Gaussian | quantised of fixed images, at every validation."""
+"""Logs a grid original | Gaussian | quantised of fixed images at every validation."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ NAME = "reconstructions"
 
 
 class Reconstructions(Callback):
-    """Logs the grid to every logger that takes pictures: TensorBoard, Weights & Biases, MLflow, Comet.
+    """Logs the grid to every logger that supports images: TensorBoard, Weights & Biases, MLflow, Comet.
 
     Args:
         columns: images, spread evenly over the evaluation set.
@@ -42,7 +42,7 @@ def takes_pictures(logger: Logger) -> bool:
 
 
 def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
-    """To a logger of any of the kinds; others are passed over."""
+    """Logs an image to any supported logger; others are ignored."""
     experiment = _experiment(logger)
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")

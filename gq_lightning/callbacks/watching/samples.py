@@ -1,4 +1,4 @@
-"""What a prior draws while it trains: a grid of new pictures at every validation, always from the same random numbers."""
+"""Logs a grid of a prior's samples at every validation, always from the same random numbers."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchvision.utils import make_grid
@@ -14,10 +14,10 @@ from gq_lightning.training.module import last_step
 
 
 class Samples(Callback):
-    """Logs the grid to every logger that takes pictures.
+    """Logs the grid to every logger that supports images.
 
     Args:
-        count: pictures, of the classes in turn; 0 draws none.
+        count: number of pictures, cycling through the classes; 0 draws none.
         cfg: classifier-free guidance.
     """
 
