@@ -1,8 +1,8 @@
-"""Tables and figures of the ablations, from the JSON files of their arms alone.
+"""Tables and figures of the ablations, from the JSON files of their arms.
 
     python experiments/ablations.py [SPEC]    writes ablations.md, and NAME.png and NAME.svg of every section, beside them
 
-The spec's `sections` say what is shown:
+The spec's `sections` define the content:
 
     name, title:  of the section; the name is that of its figure
     rows:         [{label: text, PROFILE: {axis: [values]}}]; the arms of a profile that `extra` would name so. "{axis}" in the label is the
@@ -75,7 +75,7 @@ def table(section: dict[str, Any], rows: Rows) -> str:
 
 
 def number(name: str, value: float) -> str:
-    """Decibels to the thousandth, as codebooks differ by no more; the rest to four digits."""
+    """Decibels with three decimals, because codebooks differ that little; other values with four digits."""
     if math.isnan(value):
         return ""
     return f"{value:.3f}" if name == "lost" or name.endswith("psnr") else f"{value:.4g}"
@@ -150,7 +150,7 @@ def _name(axes: Axes, x: str, y: str) -> None:
 
 
 def show(spec: Path, results: Path, runs: str) -> str:
-    """Draws every section that has finished arms, and returns all tables."""
+    """Draws every section with finished arms, and returns all tables."""
     content, texts = read(spec), ["<!-- python experiments/ablations.py -->\n"]
     for section in content["sections"]:
         if not (rows := collect(content, section, results, runs)):

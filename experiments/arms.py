@@ -1,4 +1,4 @@
-"""Specs and arms: an experiment is data, and each of its arms a command that anyone could type.
+"""Specs and arms: an experiment is data, and each of its arms is an ordinary command.
 
     spec (YAML) --layered--> with a profile, perhaps with its sweep --arms--> names, values and commands
 
@@ -44,7 +44,7 @@ Spec = dict[str, Any]
 
 
 class SpecError(Exception):
-    """A wrong spec or option; one line that says what to do."""
+    """A wrong spec or option; the message is one line with the fix."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def read(path: Path) -> Spec:
 
 
 def layered(spec: Spec, layer: Spec) -> Spec:
-    """The spec with one layer over it."""
+    """The spec merged with one layer."""
     merged = dict(spec)
     for key, value in layer.items():
         before = merged.get(key)
@@ -97,7 +97,7 @@ def layered(spec: Spec, layer: Spec) -> Spec:
 
 
 def choose(spec: Spec, profile: str | None, sweep: bool = False) -> Spec:
-    """The spec under one of its profiles, and under that profile's sweep.
+    """The spec merged with one of its profiles, and with that profile's sweep.
 
     Raises:
         SpecError: there is no such profile or sweep, or the spec has profiles and none was named.
@@ -124,7 +124,7 @@ def choose(spec: Spec, profile: str | None, sweep: bool = False) -> Spec:
 
 
 def arms(spec: Spec, runs: str) -> list[Arm]:
-    """The arms in the order of the axes, then those of `extra`, sorted by `order`; a combination that comes twice counts once."""
+    """The arms in the order of the axes, then those of `extra`, sorted by `order`, without duplicates."""
     found: dict[str, Arm] = {}
     for grid in ({}, *spec.get("extra", [])):
         if unknown := set(grid) - set(spec["axes"]):
@@ -152,7 +152,7 @@ def matches(when: dict[str, Any], values: dict[str, Any], entry: str = "rules") 
 
 
 def with_data(text: str, folder: str) -> str:
-    """Puts the folder of the pictures in the place of DATA."""
+    """Replaces DATA by the folder of the pictures."""
     return folder + text.removeprefix(DATA) if text == DATA or text.startswith(f"{DATA}/") else text
 
 
@@ -167,7 +167,7 @@ def without_data(content: Any, folder: str) -> Any:
 
 
 def _applicable(spec: Spec, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of the axes that this combination has; null for the others."""
+    """The values of this combination's axes; null for the others."""
     for axis, when in spec.get("only", {}).items():
         if axis in values and not matches(when, values, "only"):
             values = values | {axis: None}
@@ -198,7 +198,7 @@ def _arm(spec: Spec, values: dict[str, Any], runs: str) -> Arm:
 
 
 def _filled(value: Any, values: dict[str, Any]) -> Any:
-    """'{axis}' alone is the axis' value, whatever its type; within a text it is filled in."""
+    """Fills in '{axis}'; a value that is only '{axis}' becomes the axis' value with its type."""
     if not isinstance(value, str):
         return value
     alone = value.removeprefix("{").removesuffix("}")

@@ -1,4 +1,4 @@
-"""Puts a trained tokenizer into the box: rounds its weights to half precision, measures it, and writes its card.
+"""Adds a trained tokenizer to the package: rounds its weights to half precision, measures it, and writes its card.
 
     python experiments/box.py RUN NAME --kodak FOLDER --imagenet FOLDER --training "4 hours of one core; 12 000 steps of 8 crops"
 
@@ -73,7 +73,7 @@ def decoded(tokenizer: ImageTokenizer, picture: Image.Image) -> Image.Image:
 
 
 def jpeg(picture: Image.Image, most: int) -> Image.Image:
-    """The best JPEG of at most so many bytes, or the smallest there is."""
+    """The best JPEG of at most this many bytes, or else the smallest possible."""
     best = None
     for quality in range(1, 96):
         buffer = io.BytesIO()

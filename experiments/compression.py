@@ -1,4 +1,4 @@
-"""PSNR, SSIM and LPIPS over the bytes of whole files: JPEG, WebP and AVIF by Pillow, and tokenizers by the command line.
+"""PSNR, SSIM and LPIPS over the size of complete files: JPEG, WebP and AVIF by Pillow, and tokenizers by the command line.
 
     python experiments/compression.py [experiments/compression.yaml] [--data FOLDER] [--out FOLDER] [--show]
 
@@ -94,7 +94,7 @@ def by_codec(paths: list[Path], codec: dict[str, Any], quality: int) -> Iterator
 
 
 def by_tokenizer(paths: list[Path], folder: Path, options: str) -> Iterator[tuple[int, Image.Image, Image.Image]]:
-    """By the commands that anyone would type."""
+    """Encodes and decodes with the ordinary commands."""
     with tempfile.TemporaryDirectory() as temporary:
         tokens, decoded = Path(temporary) / "tokens", Path(temporary) / "decoded"
         for command in (

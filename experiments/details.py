@@ -1,8 +1,8 @@
-"""What a run's metrics leave out, for figures: how its multipliers and bits moved, and the histogram of bits per token.
+"""Details of a run for figures: the trajectories of its multipliers and bits, and the histogram of bits per token.
 
     python experiments/details.py RUN --data FOLDER     writes RUN/details.json
 
-The trajectories are read from TensorBoard's events of the training batches, the histogram is taken on all pictures of FOLDER.
+The trajectories come from TensorBoard's events of the training batches, the histogram from all pictures in FOLDER.
 """
 
 import argparse

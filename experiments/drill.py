@@ -1,4 +1,4 @@
-"""Two nodes that are lost, one after the other, and a training that goes on: on one machine, as root, with network namespaces.
+"""Trains on two nodes and loses each of them once, on one machine, as root, with network namespaces.
 
     python experiments/drill.py [--out experiments/results/drill.json]
 
@@ -35,11 +35,11 @@ WHOLE, ALONE = 300.0, 60.0  # seconds for a training; for a node to see that the
 
 
 class DrillError(Exception):
-    """What went wrong, in one line."""
+    """A failure of the drill; the message is one line."""
 
 
 def obstacle() -> str | None:
-    """Why it cannot be tried here; None where it can."""
+    """Why the drill cannot run here; None if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces need Linux and root: run it by sudo"
     if shutil.which("ip") is None:
@@ -61,7 +61,7 @@ def ip(*words: str) -> str:
 
 @contextmanager
 def namespaces() -> Iterator[tuple[str, str]]:
-    """Two, which see each other and nothing else."""
+    """Two connected namespaces without any other network."""
     clear(left_behind())
     names = (f"{PREFIX}-{os.getpid()}-0", f"{PREFIX}-{os.getpid()}-1")
     try:
@@ -130,7 +130,7 @@ class Nodes:
                 raise DrillError(f"node {node} ended with {status}: {life.words[-1500:]}")
 
     def lose(self, node: int, last: Path, step: int) -> dict[str, Any]:
-        """Kills a node after that step's checkpoint, and tells how the other one ended."""
+        """Kills a node after a step's checkpoint, and reports how the other one ended."""
         while step_of(last) < step:
             if any(life.ended for life in self.lives) or time.monotonic() > self.begin + WHOLE:
                 raise DrillError(f"no checkpoint of step {step}: {self.lives[0].words[-1500:]}")

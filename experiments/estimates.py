@@ -1,4 +1,4 @@
-"""How long an arm takes: as its like took here, else as the spec's `cost` says.
+"""Estimates the time of an arm from similar finished arms, or else from the spec's `cost`.
 
 cost:
   by: [backbone, quantizer]                 axes; arms that share their values are alike, those that share the first ones if there are none
@@ -22,7 +22,7 @@ Flops = Callable[[Arm], float]
 
 
 def seconds(arm: Arm, cost: Spec, measured: list[dict[str, Any]], flops: Flops) -> float | None:
-    """Wall-clock seconds of one arm, or None where nothing is known.
+    """Wall-clock seconds of one arm, or None if nothing is known.
 
     Args:
         measured: contents of the finished arms' files. Those that were resumed took longer than they say.
@@ -44,7 +44,7 @@ def seconds(arm: Arm, cost: Spec, measured: list[dict[str, Any]], flops: Flops) 
 
 
 def summarized() -> Flops:
-    """The FLOPs that `gq_lightning summary` counts, once for each backbone: the method changes them by less than 1 %."""
+    """The FLOPs from `gq_lightning summary`, once per backbone; the method changes them by less than 1 %."""
     known: dict[tuple[Any, ...], float] = {}
 
     def flops(arm: Arm) -> float:

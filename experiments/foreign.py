@@ -1,4 +1,4 @@
-"""Tokenizers on pictures unlike those that they were trained on: PSNR of tokens and of the posterior mean, and the bits of their tokens.
+"""Tokenizers on pictures unlike their training pictures: PSNR of tokens and of the posterior mean, and the bits of the tokens.
 
     python experiments/foreign.py RUN... [--photographs FOLDER]     a JSON of each run, foreign.md, foreign.png and foreign.svg
     python experiments/foreign.py                                   draws what there is

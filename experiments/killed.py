@@ -1,4 +1,4 @@
-"""What the trials of killed trainings share: a small training as one would type it, its processes, and the comparison of two that ended."""
+"""Shared parts of the kill tests: a small training by its command, its processes, and the comparison of two finished runs."""
 
 import json
 import os
@@ -94,7 +94,7 @@ class Life:
 
     @property
     def words(self) -> str:
-        """What this life has said so far."""
+        """The output of this process so far."""
         with open(self.log, "rb") as file:
             file.seek(self._before)
             return file.read().decode(errors="replace")
@@ -121,7 +121,7 @@ class Life:
 
 
 def _processes() -> dict[int, tuple[str, int, int]]:
-    """State, parent and process group of every process."""
+    """State, parent and process group of each process."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -154,7 +154,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def difference(first: Any, second: Any, where: str = "") -> str | None:
-    """Where two nested states differ first, to the bit; None where nowhere."""
+    """The first place where two nested states differ by any bit; None if they are equal."""
     if type(first) is not type(second):
         return f"{where}: {type(first).__name__}, {type(second).__name__}"
     if isinstance(first, torch.Tensor):
@@ -185,7 +185,7 @@ def difference_of_runs(whole: Path, killed: Path) -> str | None:
 
 
 def _ends(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, set[tuple[int, float]]]]:
-    """Free of what depends on a run's name, the machine and the time of day."""
+    """Metrics without the entries that depend on the run's name, the machine or the time."""
     checkpoint = read(folder / "checkpoints/last.ckpt")
     del checkpoint["callbacks"]
     metrics = json.loads((folder / "metrics.json").read_text())

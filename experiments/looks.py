@@ -1,4 +1,4 @@
-"""What all figures have in common: colours, markers, lines, the frame, and how a figure becomes a file."""
+"""The common style of all figures: colours, markers, lines, frame, and saving."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +17,7 @@ LINES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
 
 def plain(axes: Axes) -> None:
-    """The look of all figures: a faint grid, no frame."""
+    """Applies the common style: a faint grid, no frame."""
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
-"""The figure of an experiment: a row of panels for each style, ours and below them the published ones, and the method's lead.
+"""The figure of an experiment: a row of panels for each style, our results above the published ones, and the method's lead.
 
-Every row has axes of its own: numbers of small models beside those of large ones would be squeezed into a band.
+Each row has its own axes, because results of small models would be squeezed into a band next to those of large ones.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ Style = dict[str, Any]
 
 
 def figure(plot: Plot, planned: list[Arm], ours: list[Point], theirs: list[Point]) -> Figure:
-    """A panel per metric and row; where the spec names a method, its lead in a last row."""
+    """A panel per metric and row, and a last row with the method's lead if the spec names a method."""
     looks = _looks(plot, [*ours, *theirs])
     rows = [(name, style, several) for name, several in (("here", ours), ("published", theirs)) for style in _styles(several)]
     leads = "method" in plot and contests(plot, planned, ours, theirs)

@@ -1,4 +1,4 @@
-"""Pictures for those who have none: the project's own download, in the place of the word DATA.
+"""Downloads pictures to use in place of DATA, if no folder is given.
 
 without_data:
   class_path: gq_lightning.data.Imagenette      a data module that downloads and verifies

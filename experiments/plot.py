@@ -1,4 +1,4 @@
-"""Figures, tables and a verdict from the JSON files of arms and from published numbers.
+"""Figures, tables and a verdict, from the JSON files of arms and from published numbers.
 
     plot:
       x: bits_per_pixel            a metric

@@ -1,4 +1,4 @@
-"""What a figure shows: the means of arms over their seeds, and published numbers, as points."""
+"""The points of a figure: means of arms over their seeds, and published numbers."""
 
 import statistics
 from collections import defaultdict
@@ -28,12 +28,12 @@ def spread(numbers: Iterable[float]) -> Spread:
     """Mean, smallest and largest."""
     several = [float(number) for number in numbers]
     low, high = min(several), max(several)
-    # a mean of equal numbers may be rounded away from them
+    # rounding may move the mean of equal numbers outside their range
     return min(max(statistics.fmean(several), low), high), low, high
 
 
 def points(plot: Plot, measured: Iterable[dict[str, Any]]) -> list[Point]:
-    """The measured points, in the order of the arms. Beside the panels' metrics they have `lost`: the Gaussian PSNR less that of tokens."""
+    """The measured points, in the order of the arms. They also have `lost`, the Gaussian PSNR minus that of the tokens."""
     groups: dict[tuple[str, str, float], list[dict[str, float]]] = defaultdict(list)
     for content in measured:
         arm, metrics = content["arm"], content["metrics"]
@@ -48,7 +48,7 @@ def points(plot: Plot, measured: Iterable[dict[str, Any]]) -> list[Point]:
 
 
 def published_points(plot: Plot, published: dict[str, Any]) -> list[Point]:
-    """Each number of a published series lies over its own x."""
+    """The points of the published series."""
     found = []
     for series in published["series"]:
         for i, x in enumerate(published[plot["x"]]):

@@ -1,4 +1,4 @@
-"""What tokens chosen through the decoder gain, and what fewer bits of a token lose: dB and LPIPS, and the seconds it takes.
+"""The gain of refined tokens, and the loss of shortened tokens, in dB and LPIPS, and the seconds they take.
 
     python experiments/refining.py --data FOLDER --size 64 [--passes 1 2] [--bits 6 8 10 12 14 16] [--out FILE] TOKENIZER …
 

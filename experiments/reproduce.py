@@ -1,12 +1,12 @@
-"""Runs an experiment that is written down as data, arm by arm, through the command line, and shows what it measured.
+"""Runs the arms of an experiment spec through the command line, and shows the results.
 
     python experiments/reproduce.py experiments/fig1.yaml --profile cpu --data FOLDER [--jobs 2] [--only vit-gq] [--sweep] [--dry-run]
 
 spec (YAML) -> arms: one `python -m gq_lightning fit …` each -> experiments/results/NAME/[PROFILE/[sweep/]]ARM.json -> tables and figures
 
-An arm whose JSON is there and came from the same command is skipped, and one that was interrupted goes on from its last checkpoint: call
-again, and nothing is lost. An arm that fails is reported at the end, the others go on, and the exit status is 1. `--show` draws what has
-been measured so far, while other arms still run or after an interruption; it wants the same --data as the run, whose results it looks for.
+An arm with a JSON file of the same command is skipped, and an interrupted arm resumes from its last checkpoint, so a second call loses
+nothing. If an arm fails, the others continue; the failure is reported at the end, and the exit status is 1. `--show` draws the results so
+far, while other arms still run or after an interruption; it needs the same --data as the run.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Progress:
 
 
 def dry_run(progress: Progress, data: str | None) -> None:
-    """Prints every arm's command, to be pasted, and what it takes."""
+    """Prints the command of each arm and its time."""
     total = 0.0
     devices = progress.cost.get("devices", 1) if "sustained_flops" in progress.cost else None
     for arm in progress.planned:
@@ -92,7 +92,7 @@ def dry_run(progress: Progress, data: str | None) -> None:
 
 
 def run(progress: Progress, runner: Runner, console: Console) -> None:
-    """Runs the arms that wait, `jobs` at a time.
+    """Runs the pending arms, `jobs` at a time.
 
     Raises:
         KeyboardInterrupt: after the processes have been ended.
@@ -122,7 +122,7 @@ def run(progress: Progress, runner: Runner, console: Console) -> None:
 
 
 def show(spec: Spec, planned: list[Arm], results: Path, call: str) -> None:
-    """Writes and prints what the spec wants to be shown of the arms that are finished."""
+    """Writes and prints the tables and figures of the finished arms."""
     if not (measured := [content for arm in planned if (content := finished(arm, results)) is not None]):
         return
     if "table" in spec:

@@ -1,4 +1,4 @@
-"""One arm: run its command, go on where a run of the same command stopped, and write down what it measured."""
+"""Runs the command of one arm, resuming an interrupted run of the same command, and records its measurements."""
 
 import fcntl
 import json
@@ -26,11 +26,11 @@ SECONDS_TO_END = 5.0
 
 
 class ArmFailure(Exception):
-    """What went wrong, in one line."""
+    """A failure of an arm; the message is one line."""
 
 
 class Runner:
-    """Runs arms in processes of their own, from several threads.
+    """Runs arms in separate processes, from several threads.
 
     Args:
         results: folder of the JSON files.
@@ -48,7 +48,7 @@ class Runner:
         """Trains and measures one arm and writes its JSON. Its log is in its run's folder.
 
         Raises:
-            ArmFailure: it failed or was stopped.
+            ArmFailure: the arm failed or was stopped.
         """
         command, *then = [[with_data(word, self.data) if self.data else word for word in command] for command in (arm.command, *arm.then)]
         folder, begin = ROOT / arm.folder, time.perf_counter()
@@ -140,7 +140,7 @@ class Runner:
 
 
 def finished(arm: Arm, results: Path) -> dict[str, Any] | None:
-    """What an arm measured, if its JSON is there and came from the same command."""
+    """The measurements of an arm, if its JSON file exists and has the same command."""
     path = results / f"{arm.name}.json"
     content = json.loads(path.read_text()) if path.is_file() else None
     return content if content and content["command"] == arm.line else None
@@ -152,7 +152,7 @@ def environment() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit that was measured, marked where files differ from it."""
+    """The measured commit, marked if files differ from it."""
     done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or None
 

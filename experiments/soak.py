@@ -1,4 +1,4 @@
-"""Is a run that is killed again and again the undisturbed one? Through the command line, by SIGKILL to its whole process group.
+"""Tests that a repeatedly killed run equals the undisturbed one. Kills are SIGKILL to the whole process group.
 
     python experiments/soak.py [--kills 30] [--ranks 1] [--seed 0] [--out experiments/results/soak.json]
 
@@ -126,7 +126,7 @@ def size(path: Path) -> float:
 
 
 def verdict(result: dict[str, Any], kills: int) -> tuple[bool, str]:
-    """Whether all is as it should be, and a sentence that says so."""
+    """Whether the result is correct, and a sentence about it."""
     count, writes = len(result["kills"]), sum(each["in_a_write"] for each in result["kills"])
     passed = result["difference"] is None and count == kills and writes > 0
     end = "its end is the undisturbed run's to the bit" if result["difference"] is None else f"its end differs: {result['difference']}"

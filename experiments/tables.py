@@ -1,4 +1,4 @@
-"""What was measured, as text."""
+"""Results as text tables."""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""How often is the nearest codeword farther than sigma from the posterior's mean? Measured in one dimension, beside the paper's two bounds.
+"""Measures how often the nearest codeword is farther than sigma from the posterior's mean, in one dimension, and compares with the bounds.
 
     python experiments/theory.py [--budget 26] [--seed 0] [--out experiments/results/theory]
 
@@ -13,8 +13,8 @@ order statistics  every trial draws the least of K distances by the inverse of i
 paper  the upper bound with c1 = 8.12 where |mu| sigma <= c1, the lower one with c2 = 1.50 where |mu| + sigma <= c2
 sharp  the same two formulas with c1 = 0 and c2 = sigma sqrt(1 + mu^2), which hold for every posterior, see experiments/README.md
 
-A point violates a bound when its whole confidence interval lies beyond it; then the exit status is 1. The interval is of 95 % for the
-paper's bounds, and of 99.99 % for the sharp ones: they are so close that some of hundreds of points would lie beyond the former by chance.
+A point violates a bound if its whole confidence interval is beyond it; the exit status is then 1. The intervals are of 95 % for the paper's
+bounds and of 99.99 % for the sharp ones, which are so tight that some of hundreds of points would violate them by chance at 95 %.
 Writes theory.json, theory.png and theory.svg.
 """
 
@@ -87,7 +87,7 @@ def searched(posteriors: list[Posterior], size: int, trials: int, generator: tor
 
 
 def ordered(posteriors: list[Posterior], size: int, trials: int, generator: torch.Generator) -> Tensor:
-    """The same by order statistics: the squared distance of one codeword is noncentral chi-square, the least of K > d^2 with (1 - F)^K."""
+    """The same by order statistics: a squared distance is noncentral chi-square, and the least of K exceeds d^2 with (1 - F)^K."""
     survival = torch.rand(trials, len(posteriors), generator=generator, dtype=torch.float64)
     share = -torch.expm1(survival.log() / size)
     return torch.from_numpy(ncx2.ppf(share, 1, torch.tensor([each.mean**2 for each in posteriors]))).sqrt()
@@ -105,7 +105,7 @@ def measure(posteriors: list[Posterior], size: int, budget: int, seed: int) -> l
 
 
 def judged(it: Posterior, size: int, method: str, distances: Tensor) -> dict[str, Any]:
-    """What was measured of one posterior, what it is exactly, and whether it is within the bounds."""
+    """The measured and the exact probability of one posterior, and whether it is within the bounds."""
     t, trials, deviations = math.log(size) - it.nats, len(distances), int((distances > it.sigma).sum())
     test = binomtest(deviations, trials)
     interval, wide = ([float(end) for end in test.proportion_ci(level)] for level in (CONFIDENCE, SHARP_CONFIDENCE))
@@ -131,7 +131,7 @@ def beyond(interval: list[float], side: str, bound: float) -> bool:
 
 
 def verdict(points: list[dict[str, Any]]) -> tuple[bool, str]:
-    """Whether every point is within the bounds, and a sentence that says so."""
+    """Whether every point is within the bounds, and a sentence about it."""
     paper, sharp = (sum(not point[name]["within"] for point in points) for name in ("paper", "sharp"))
     lower = sum(point["paper"]["applies"]["lower"] for point in points)
     missed = sum(not point["covered"] for point in points)

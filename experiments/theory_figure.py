@@ -1,4 +1,4 @@
-"""Figure of what experiments/theory.py measured: the probability over t, and on the scale where doubly exponential decay is a line."""
+"""Figure of the results of experiments/theory.py: the probability over t, and on a scale where doubly exponential decay is a line."""
 
 import math
 from itertools import zip_longest
