@@ -116,7 +116,7 @@ def test_a_file_of_a_prior_wants_that_prior(tmp_path: Path, stairs: TokenFile) -
     write_tokens(tmp_path / "a", stairs, Toy())
     with pytest.raises(UserError, match=r"a: coded with prior 111111111111, but none was given: .*--prior"):
         read_tokens(tmp_path / "a")
-    with pytest.raises(UserError, match="this one is 222222222222"):
+    with pytest.raises(UserError, match="the given one is 222222222222"):
         read_tokens(tmp_path / "a", Toy("22" * 32))
     with pytest.raises(UserError, match="computes other probabilities on this machine"):
         read_tokens(tmp_path / "a", Toy(sure=10_001))

@@ -252,7 +252,9 @@ def test_training_stops_where_too_many_are_broken() -> None:
     count, message = drawn_until_it_stops(third, order)
     assert loading.ENOUGH <= count < loading.ENOUGH + 10
     broken = sum(index % 3 == 0 for index in order[:count])
-    assert message.startswith(f"{broken} of the {count} pictures of some drawn so far cannot be read, more than data.max_broken 0.2: mend")
+    assert message.startswith(
+        f"{broken} of the {count} pictures of some drawn so far cannot be read, more than data.max_broken 0.2: repair"
+    )
     assert drawn_until_it_stops(Guarded(Some(2000, lambda index: index % 3 == 0), "replace", 0.4), order) == (-1, "")
     assert drawn_until_it_stops(Guarded(Some(2000, lambda index: index % 10 == 0), "replace", 0.2), order) == (-1, "")
     # one that is broken stops it where none may be, and a picture counts once however often it is drawn
@@ -290,7 +292,7 @@ def test_a_training_of_broken_pictures_ends_in_one_line(tmp_path: Path, workers:
     call += [f"--data.init_args.validation_root={tmp_path / 'clean'}", "--data.init_args.image_size=32"]
     assert main(call) == 2
     *_, line = capfd.readouterr().err.strip().splitlines()
-    said = "of the 20 pictures of training folder drawn so far cannot be read, more than data.max_broken 0.2: mend"
+    said = "of the 20 pictures of training folder drawn so far cannot be read, more than data.max_broken 0.2: repair"
     assert line.startswith("error: ") and said in line
     lines = (tmp_path / "run" / "broken_pictures.txt").read_text().splitlines()
     assert len(lines) == 10 and all(line.startswith("training folder: ") for line in lines)

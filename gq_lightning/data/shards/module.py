@@ -138,7 +138,7 @@ def _beside(path: Path, size: int) -> Shard | None:
     starts, offsets, sizes, _ = shard.places.T
     inside = (starts >= 0) & (starts + BLOCKSIZE <= offsets) & (sizes >= 0) & (sizes <= size) & (offsets <= size - sizes)
     if (content["format"], content["size"]) != (FORMAT, size) or not plain or not inside.all():
-        raise _Unfit(f"{index} belongs to another archive, or is damaged")
+        raise _Unfit(f"{index} is damaged, or belongs to another archive")
     return shard
 
 
