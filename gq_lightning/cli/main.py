@@ -14,15 +14,15 @@ from gq_lightning.errors import UserError, printable
 # LightningCLI's commands, see cli/training.py
 TRAINING = {
     "fit": "Train, convert to a tokenizer by Gaussian Quant, measure.",
-    "validate": "Metrics of a checkpoint on the data's evaluation set.",
-    "test": "Metrics of a checkpoint, with rFID.",
-    "predict": "Tokens of the evaluation set, as files.",
-    "summary": "Parameters, FLOPs and tokens of what fit would train.",
+    "validate": "Measure a checkpoint on the data's evaluation set.",
+    "test": "Measure a checkpoint likewise, with rFID.",
+    "predict": "Write the tokens of the evaluation set to files.",
+    "summary": "Show parameters, FLOPs and tokens of what fit would train.",
 }
 # configured in the same way, each in its own module of `cli`
 CONFIGURED = {
-    "tokenize": "Pictures to token sets, on which a prior is trained.",
-    "prior": "prior fit, prior validate: a transformer over tokens.",
+    "tokenize": "Encode pictures to token sets, on which a prior is trained.",
+    "prior": "Train a transformer over tokens (prior fit), or measure one (prior validate).",
 }
 
 

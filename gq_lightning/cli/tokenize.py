@@ -21,7 +21,7 @@ def tokenize(
     device: str = "auto",
     threads: int | None = None,
 ) -> None:
-    """Pictures to token sets. A second call resumes an interrupted one; under torchrun each rank writes its share.
+    """Encode pictures to token sets. A second call resumes an interrupted one; under torchrun each rank writes its share.
 
     Args:
         tokenizer: tokenizer's folder, or owner/repository on the hub

@@ -1,4 +1,4 @@
-"""Token files to PNG."""
+"""Decode token files to PNG."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def run(
     device: str = "auto",
     threads: PositiveInt | None = None,
 ) -> None:
-    """Token files to PNG.
+    """Decode token files to PNG.
 
     Args:
         tokens: token files or folders of them

@@ -1,4 +1,4 @@
-"""Pictures to token files."""
+"""Encode pictures to token files."""
 
 import math
 from pathlib import Path
@@ -29,7 +29,7 @@ def run(
     device: str = "auto",
     threads: PositiveInt | None = None,
 ) -> None:
-    """Pictures to token files.
+    """Encode pictures to token files.
 
     Args:
         images: pictures or folders of them

@@ -1,4 +1,4 @@
-"""Metrics of a tokenizer on a folder of images."""
+"""Measure a tokenizer on a folder of images."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ def run(
     device: str = "auto",
     threads: PositiveInt | None = None,
 ) -> None:
-    """Metrics of a tokenizer on a folder of images: shorter side to --size, centre crop.
+    """Measure a tokenizer on a folder of images, each resized and centre-cropped to --size.
 
     Args:
         tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub

@@ -1,4 +1,4 @@
-"""New pictures from a prior."""
+"""Generate pictures from a prior."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def run(
     device: str = "auto",
     threads: PositiveInt | None = None,
 ) -> None:
-    """New pictures from a prior: PNG files and a contact sheet. A seed fixes the pictures; under torchrun each rank draws its share.
+    """Generate pictures from a prior: PNG files and a contact sheet. A seed fixes the pictures; under torchrun each rank draws its share.
 
     Args:
         prior: folder of a prior or of its run, or owner/repository on the hub

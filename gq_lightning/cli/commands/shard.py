@@ -1,4 +1,4 @@
-"""A folder of pictures to tar shards, for configs/data/shards.yaml."""
+"""Write a folder of pictures to tar shards, for configs/data/shards.yaml."""
 
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ def run(
     broken: Literal["leave-out", "keep", "unchecked"] = "leave-out",
     workers: NonNegativeInt = 2,  # type: ignore[assignment]
 ) -> None:
-    """A folder of pictures to tar shards with indexes. A second call resumes an interrupted one.
+    """Write a folder of pictures to tar shards with indexes. A second call resumes an interrupted one.
 
     Args:
         folder: folder of pictures, searched recursively
