@@ -12,6 +12,7 @@ from gq_lightning.callbacks.tdc import TDC
 from gq_lightning.callbacks.token_writer import TokenWriter
 from gq_lightning.callbacks.watching.advice import Advice
 from gq_lightning.callbacks.watching.broken_pictures import BrokenPictures
+from gq_lightning.callbacks.watching.dashboard import Dashboard
 from gq_lightning.callbacks.watching.diagnostics import Diagnostics
 from gq_lightning.callbacks.watching.non_finite import NonFinite
 from gq_lightning.callbacks.watching.outset import Outset
@@ -23,6 +24,7 @@ __all__ = [
     "Advice",
     "BrokenPictures",
     "CheckpointFiles",
+    "Dashboard",
     "Diagnostics",
     "ExactResume",
     "Export",

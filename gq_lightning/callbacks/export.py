@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
+from gq_lightning.callbacks.watching.dashboard import compared
 from gq_lightning.data import ImageDataModule
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation.evaluate import draw, evaluate, save_picture, some_images, write_metrics
@@ -66,7 +67,9 @@ class Export(Callback):
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            logger.log_metrics({f"final/{name}": float(value) for name, value in values.items()}, step=last_step(trainer))
+            # only the numbers by which runs compare; metrics.json has the others
+            final = {f"final/{name}": float(values[name]) for name in compared() if name in values}
+            logger.log_metrics(final, step=last_step(trainer))
             logger.save()
         write_metrics(
             run.metrics,

@@ -25,6 +25,7 @@ from gq_lightning.callbacks.tdc import TDC
 from gq_lightning.callbacks.token_writer import TokenWriter
 from gq_lightning.callbacks.watching.advice import Advice
 from gq_lightning.callbacks.watching.broken_pictures import BrokenPictures
+from gq_lightning.callbacks.watching.dashboard import Dashboard
 from gq_lightning.callbacks.watching.diagnostics import Diagnostics
 from gq_lightning.callbacks.watching.non_finite import NonFinite
 from gq_lightning.callbacks.watching.outset import Outset
@@ -38,6 +39,7 @@ ORDER: dict[type[Callback], str] = {
     ExactResume: "seeds the step before any other callback uses random numbers",
     NonFinite: "stops at a non-finite step before any other callback uses it",
     LearningRateMonitor: "reports; any place works",
+    Dashboard: "reports; any place works",
     Reconstructions: "reports; any place works",
     Diagnostics: "reports; any place works",
     BrokenPictures: "reports; any place works",

@@ -3,16 +3,18 @@
 The command line adds it for every Gaussian quantizer. Without it, or with `tdc_variant: fixed`, the multipliers stay at 1.
 """
 
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from gq_lightning.callbacks.watching.dashboard import log_for_charts
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import PosteriorQuantizer
 from gq_lightning.quantizers.tdc import TargetDivergence
-from gq_lightning.training.module import TokenizerTraining, is_logging_step
+from gq_lightning.training.module import TokenizerTraining, is_logging_step, last_step
 
 
 class TDC(Callback):
@@ -52,3 +54,7 @@ class TDC(Callback):
         tdc.update(ranks[:, 0].amin(), ranks[:, 2].sum() / ranks[:, 3].sum(), ranks[:, 1].amax())
         if is_logging_step(trainer, pl_module):
             pl_module.log_dict({f"tdc/{name}": multiplier for name, multiplier in tdc.named_buffers()})
+            # TensorBoard's charts have no logarithmic axis
+            band = {"target_low": tdc.target_bits - tdc.alpha, "target_high": tdc.target_bits + tdc.alpha}
+            logarithms = {f"log10_{name}": math.log10(float(multiplier)) for name, multiplier in tdc.named_buffers()}
+            log_for_charts(trainer, band | logarithms, last_step(trainer))

@@ -4,6 +4,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gq_lightning.callbacks.prior_export import PriorExport
+from gq_lightning.callbacks.watching.dashboard import Charts, charts_of_priors
 from gq_lightning.callbacks.watching.samples import Samples
 from gq_lightning.cli.runs import RunCommandLine, call
 from gq_lightning.priors.training import PriorTraining
@@ -27,6 +28,9 @@ class PriorCommandLine(RunCommandLine):
         for name in ("grid", "codebook_size", "downsampling", "tokenizer", "classes"):
             target = f"model.prior.init_args.{name}"
             parser.link_arguments("data", target, compute_fn=lambda data, name=name: getattr(data.header, name), apply_on="instantiate")
+
+    def dashboard(self) -> tuple[Charts, list[str]]:
+        return charts_of_priors(), ["val/bits_per_pixel", "val/loss"]
 
     def own_callbacks(self, given: list[Callback]) -> list[Callback]:
         return []

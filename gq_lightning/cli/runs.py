@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import yaml
 from jsonargparse import SUPPRESS, ArgumentError
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -21,8 +22,9 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from gq_lightning.callbacks import Acceleration, CheckpointFiles, ExactResume, LastCheckpoint, LostRanks, Outset, Preemption
+from gq_lightning.callbacks import Acceleration, CheckpointFiles, Dashboard, ExactResume, LastCheckpoint, LostRanks, Outset, Preemption
 from gq_lightning.callbacks.order import in_order
+from gq_lightning.callbacks.watching.dashboard import Charts
 from gq_lightning.cli.options import Replaced, check_options
 from gq_lightning.errors import UserError
 from gq_lightning.files import RunFolder, write_whole
@@ -63,6 +65,10 @@ class RunCommandLine(OwnOptions):
     @abstractmethod
     def own_callbacks(self, given: list[Callback]) -> list[Callback]:
         """The callbacks of this kind of run, in addition to those of every run and those given by the user."""
+
+    @abstractmethod
+    def dashboard(self) -> tuple[Charts, list[str]]:
+        """TensorBoard's charts, and the scalars by which runs compare."""
 
     def __init__(self, args: list[str], run: bool = True) -> None:
         with ExitStack() as self._until_the_end:
@@ -166,7 +172,9 @@ class RunCommandLine(OwnOptions):
         elif logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(run.path.parent, name=run.path.name, version="")
         if kwargs.get("logger", logger):
-            callbacks.append(LearningRateMonitor("step"))
+            parser, config = self._parser(self.subcommand), self.config[self.subcommand] if self.subcommand else self.config
+            own = settings(yaml.safe_load(parser.dump(config, skip_default=True)))
+            callbacks += [LearningRateMonitor("step"), Dashboard(own, *self.dashboard())]
         checkpoint = self._get(self.config_init, "checkpoint")
         if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == run.best.stem:
             checkpoint.filename = f"{run.best.stem}-{{step}}"
@@ -182,6 +190,29 @@ class RunCommandLine(OwnOptions):
                 callback.dirpath = str(run.checkpoints)  # not the logger's folder
         trainer.callbacks = in_order(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """The config of model, data and length, flat: `backbone: UNet`, `backbone.channels: 64`, …"""
+    found: dict[str, bool | int | float | str] = {}
+
+    def collect(name: str, value: object) -> None:
+        if isinstance(value, Mapping):
+            if "class_path" in value:
+                found[name.removeprefix("model.")] = value["class_path"].rpartition(".")[2]
+            for key, inner in {**value, **(value.get("init_args") or {})}.items():
+                if key not in ("class_path", "init_args"):
+                    collect(f"{name}.{key}", inner)
+        elif isinstance(value, bool | int | float | str):
+            found[name.removeprefix("model.")] = value
+        elif value is not None:
+            found[name.removeprefix("model.")] = str(value)
+
+    for name in ("model", "data", "seed_everything", "ema_decay"):
+        collect(name, config.get(name))
+    for name in ("max_steps", "max_epochs", "precision"):
+        collect(name, config.get("trainer", {}).get(name))
+    return found
 
 
 def refused(error: BaseException) -> UserError:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from gq_lightning.callbacks import Advice, BrokenPictures, Diagnostics, Export, NonFinite, Reconstructions, TokenWriter
 from gq_lightning.callbacks.order import needed
+from gq_lightning.callbacks.watching.dashboard import Charts, charts_of_tokenizers, compared
 from gq_lightning.cli.options import OF_TOKENIZERS
 from gq_lightning.cli.runs import RunCommandLine, call
 from gq_lightning.data import ImageDataModule
@@ -35,6 +36,9 @@ class CommandLine(RunCommandLine):
                 apply_on="instantiate",
             )
         parser.link_arguments("data.init_args.image_size", "model.backbone.init_args.image_size")
+
+    def dashboard(self) -> tuple[Charts, list[str]]:
+        return charts_of_tokenizers(), ["val/psnr", *(f"final/{name}" for name in compared())]
 
     def own_callbacks(self, given: list[Callback]) -> list[Callback]:
         own = [NonFinite(), Reconstructions(), Diagnostics(), BrokenPictures(), TokenWriter()]

@@ -90,6 +90,9 @@ class GridCrops(PictureSet):
     def __getitem__(self, index: int) -> Tensor:
         return scale_pixels(self.crops[index])
 
+    def whole(self, index: int) -> Image.Image:
+        return _load(self.names[index].rpartition("/")[0])[0]
+
     def name(self, index: int) -> str:
         return self.names[index]
 

@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from gq_lightning.data.pictures.reading import RESAMPLING, BrokenImage, center_crop, load_picture, resize_shorter, scale_pixels, to_pixels
+from gq_lightning.data.pictures.reading import (
+    RESAMPLING,
+    BrokenImage,
+    center_crop,
+    load_picture,
+    resize_shorter,
+    scale_pixels,
+    to_picture,
+    to_pixels,
+)
 from gq_lightning.errors import UserError
 from gq_lightning.files import open_regular
 
@@ -42,6 +51,10 @@ class PictureSet(Dataset[Tensor], ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Tensor: ...
+
+    def whole(self, index: int) -> Image.Image:
+        """The upright RGB picture that `set[index]` is cut from, or that square if there is no larger one. Raises BrokenImage."""
+        return to_picture(self[index])
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -103,6 +116,9 @@ class StoredSet(PictureSet):
             return scale_pixels(self.prepare(picture))
         except BrokenImage as error:
             raise BrokenImage(f"{self.place(index)}: {error}") from error
+
+    def whole(self, index: int) -> Image.Image:
+        return self.load(index)
 
     def name(self, index: int) -> str:
         return self.names[index]

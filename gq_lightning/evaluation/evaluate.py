@@ -79,7 +79,7 @@ def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Im
     margin, gap = 96, 4
     size = (margin + len(images) * (width * scale + gap), len(rows) * (height * scale + gap) + gap)
     canvas = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(18)
     for i, (label, row) in enumerate(rows):
         top = gap + i * (height * scale + gap)
         pen.text((margin - 8, top + height * scale // 2), label, fill="black", font=font, anchor="rm")
@@ -89,13 +89,16 @@ def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Im
     return canvas
 
 
+def evenly(length: int, count: int) -> list[int]:
+    """`count` indices spread evenly over a sequence, including both ends, or all of them if there are fewer."""
+    count = min(count, length)
+    return sorted({round(i * (length - 1) / max(count - 1, 1)) for i in range(count)})
+
+
 def some_images(dataset: PictureSet, count: int) -> Tensor:
     """`count` images spread evenly over a dataset, the same at every call, without unreadable ones."""
-    last = len(dataset) - 1
-    steps = max(min(count, len(dataset)) - 1, 1)
-    indices = sorted({round(i * last / steps) for i in range(min(count, len(dataset)))})
     found = []
-    for index in indices:
+    for index in evenly(len(dataset), count):
         with contextlib.suppress(BrokenImage):
             found.append(dataset[index])
     if not found:

@@ -28,6 +28,7 @@ class Number:
         form: format specification, as in f"{value:.2f}".
         better: the better direction, if there is one.
         logarithmic: whether to plot it on a logarithmic axis.
+        constant: whether it is the same at every validation of a run, so that a curve of it says nothing.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Number:
     form: str
     better: Literal["higher", "lower"] | None = None
     logarithmic: bool = False
+    constant: bool = False
 
     @property
     def heading(self) -> str:

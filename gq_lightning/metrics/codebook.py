@@ -24,7 +24,7 @@ class CodebookUsage(Metric):
 
     numbers = (
         Number("codebook_usage", "codebook usage", ".2%", "higher"),
-        Number("codebook_usage_expected", "usage of as many uniform tokens", ".2%"),
+        Number("codebook_usage_expected", "usage of as many uniform tokens", ".2%", constant=True),
         Number("codebook_perplexity", "codebook perplexity", ".0f", "higher"),
     )
     protocol: ClassVar = {"codebook_note": f"usage is not measured for more than {LARGEST_HISTOGRAM} codewords"}

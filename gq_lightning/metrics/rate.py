@@ -9,9 +9,9 @@ from gq_lightning.quantizers.base import Quantizer
 
 class Rate(Metric):
     numbers = (
-        Number("bits_per_pixel", "bits per pixel", ".4g"),
-        Number("images", "images", ",.0f"),
-        Number("tokens", "tokens", ",.0f"),
+        Number("bits_per_pixel", "bits per pixel", ".4g", constant=True),
+        Number("images", "images", ",.0f", constant=True),
+        Number("tokens", "tokens", ",.0f", constant=True),
     )
     counts: Tensor
 

@@ -121,17 +121,20 @@ class ImageTokenizer(Pretrained):
         return images.clamp(-1, 1)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Reconstruction:
-        """Images (B, 3, H, W) in [-1, 1], of a size that the backbone takes at once, decoded from tokens and from the posterior mean."""
+    def reconstruct(self, images: Tensor, tile: int | None = None) -> Reconstruction:
+        """Images (B, 3, H, W) in [-1, 1], decoded from tokens and from the posterior mean; larger ones in windows (see `encode`)."""
         check_images(images)
-        features = self.backbone.encode(images.to(self.device, self.dtype)).movedim(1, -1)
+        images = images.to(self.device, self.dtype)
+        features = see_in_windows(self.backbone.encode, images, self.downsampling, 1, self.fixed_image_size, tile).movedim(1, -1)
         tokens = self.quantizer.tokenize(features)
         gaussian = bits = None
         if isinstance(self.quantizer, PosteriorQuantizer):
             posterior = self.quantizer.posterior(features)
-            gaussian = self.backbone.decode(posterior.mean.movedim(-1, 1).to(self.dtype)).float().clamp(-1, 1)
+            mean = posterior.mean.movedim(-1, 1).to(self.dtype)
+            decoded = see_in_windows(self.backbone.decode, mean, 1, self.downsampling, self.fixed_image_size, tile)
+            gaussian = decoded.float().clamp(-1, 1)
             bits = posterior.bits
-        return Reconstruction(tokens, self.decode(tokens).float(), gaussian, bits)
+        return Reconstruction(tokens, self.decode(tokens, tile).float(), gaussian, bits)
 
     def _check_finite(self, values: Tensor, what: str) -> None:
         if not values.is_meta and not bool(values.isfinite().all()):

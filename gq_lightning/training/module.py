@@ -18,7 +18,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.lightning_internals import log_by_step, log_complete_steps
 from gq_lightning.losses.adversary import Adversary
 from gq_lightning.losses.reconstruction import ReconstructionLoss
-from gq_lightning.metrics import ReconstructionMetrics
+from gq_lightning.metrics import ReconstructionMetrics, numbers
 from gq_lightning.metrics.codebook import collapse
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer import ImageTokenizer
@@ -164,7 +164,8 @@ class TokenizerTraining(LightningModule):
         if not values:  # on all ranks alike
             raise UserError("none of the evaluation set's pictures can be read (see the warnings): repair them, or evaluate others")
         # all ranks have computed the same values; sync_dist tells Lightning so
-        self.log_dict({f"{prefix}/{name}": float(value) for name, value in values.items()}, sync_dist=True)
+        for name, value in values.items():
+            self.log(f"{prefix}/{name}", float(value), sync_dist=True, logger=not numbers()[name].constant)
         # an untrained encoder gives nearly the same tokens for all images
         if not self.trainer.sanity_checking and (warning := collapse(values)) is not None:
             rank_zero_warn(warning)

@@ -40,6 +40,7 @@ def test_the_order_of_a_run(tmp_path: Path) -> None:
         "ExactResume",
         "NonFinite",
         "LearningRateMonitor",
+        "Dashboard",
         "Reconstructions",
         "Diagnostics",
         "BrokenPictures",

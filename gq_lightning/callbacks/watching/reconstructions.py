@@ -1,4 +1,7 @@
-"""Logs a grid original | Gaussian | quantised of fixed images at every validation."""
+"""Shows held-out images and their reconstructions at every validation."""
+
+import contextlib
+import warnings
 
 import numpy as np
 import torch
@@ -7,34 +10,66 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
-from gq_lightning.evaluation.evaluate import draw, some_images
+from gq_lightning.data import BrokenImage, PictureSet
+from gq_lightning.data.pictures.reading import resize_shorter
+from gq_lightning.errors import UserError
+from gq_lightning.evaluation.evaluate import draw, evenly, some_images
+from gq_lightning.evaluation.panel import panel
+from gq_lightning.tokenizer import ImageTokenizer
+from gq_lightning.tokens.codec import fit_picture
 from gq_lightning.training.module import TokenizerTraining, last_step
 
 NAME = "reconstructions"
+# longest side of a whole picture, in pixels; larger pictures are resized, so that validation stays quick
+LONGEST = 512
 
 
 class Reconstructions(Callback):
-    """Logs the grid to every logger that supports images: TensorBoard, Weights & Biases, MLflow, Comet.
+    """Logs images to every logger that supports them: TensorBoard, Weights & Biases, MLflow, Comet.
+
+    They are a grid original | Gaussian | quantised of evaluated squares, and whole pictures with maps of their errors and bits.
 
     Args:
-        columns: images, spread evenly over the evaluation set.
+        columns: number of squares, spread evenly over the evaluation set.
+        whole: number of whole pictures, likewise.
     """
 
-    def __init__(self, columns: int = 8) -> None:
-        self.columns = columns
+    def __init__(self, columns: int = 4, whole: int = 2) -> None:
+        self.columns, self.whole = columns, whole
         self._images: Tensor | None = None
+        self._pictures: list[Tensor] = []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or not any(map(takes_pictures, trainer.loggers)):
+        if trainer.sanity_checking or not trainer.is_global_zero or not any(map(takes_pictures, trainer.loggers)):
             return
         assert isinstance(pl_module, TokenizerTraining)
+        tokenizer = pl_module.tokenizer
         if self._images is None:
-            self._images = some_images(trainer.datamodule.evaluation_set(), self.columns)  # type: ignore[attr-defined]
+            pictures = trainer.datamodule.evaluation_set()  # type: ignore[attr-defined]
+            self._images = some_images(pictures, self.columns)
+            self._pictures = whole_pictures(pictures, self.whole, tokenizer)
         images = self._images.to(pl_module.device)
-        with torch.no_grad():
-            picture = draw(images, pl_module.tokenizer.reconstruct(images), scale=2 if images.shape[-1] <= 128 else 1)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="images hold nothing below 0")
+            shown = {NAME: draw(images, tokenizer.reconstruct(images), scale=2 if images.shape[-1] <= 128 else 1)}
+            for number, picture in enumerate(self._pictures):
+                result = tokenizer.reconstruct(picture[None].to(pl_module.device))
+                shown[f"whole/{number}"] = panel(picture, result.images[0], None if result.bits is None else result.bits[0])
         for logger in trainer.loggers:
-            log_picture(logger, NAME, picture, last_step(trainer))
+            for name, picture in shown.items():
+                log_picture(logger, name, picture, last_step(trainer))
+
+
+def whole_pictures(pictures: PictureSet, count: int, tokenizer: ImageTokenizer) -> list[Tensor]:
+    """`count` pictures, (3, H, W) in [-1, 1] on the tokenizer's grid; those that cannot be read or are too small are left out."""
+    found: list[Tensor] = []
+    for index in evenly(len(pictures), count):
+        with contextlib.suppress(BrokenImage, UserError):
+            picture = pictures.whole(index)
+            if (longest := max(picture.size)) > LONGEST:
+                picture = resize_shorter(picture, max(min(picture.size) * LONGEST // longest, tokenizer.fixed_image_size or 1))
+            found.append(fit_picture(picture, "crop", tokenizer.downsampling, tokenizer.fixed_image_size, None)[0])
+    return found
 
 
 def takes_pictures(logger: Logger) -> bool:
