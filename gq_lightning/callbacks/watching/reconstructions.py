@@ -56,8 +56,8 @@ class Reconstructions(Callback):
                 result = tokenizer.reconstruct(picture[None].to(pl_module.device))
                 shown[f"whole/{number}"] = panel(picture, result.images[0], None if result.bits is None else result.bits[0])
         for logger in trainer.loggers:
-            for name, picture in shown.items():
-                log_picture(logger, name, picture, last_step(trainer))
+            for name, image in shown.items():
+                log_picture(logger, name, image, last_step(trainer))
 
 
 def whole_pictures(pictures: PictureSet, count: int, tokenizer: ImageTokenizer) -> list[Tensor]:
