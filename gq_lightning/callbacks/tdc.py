@@ -20,7 +20,8 @@ from gq_lightning.training.module import TokenizerTraining, is_logging_step, las
 class TDC(Callback):
     """Reduces min, mean and max of the bits per token over accumulated batches and over ranks, and calls `update`.
 
-    It does nothing for a quantizer with exact divergence, which has no multipliers, or a plain Gaussian VAE, whose multipliers are fixed.
+    It does nothing for a quantizer with exact divergence, which has no multipliers, or a plain Gaussian VAE, whose multipliers are fixed,
+    or where only the decoder is trained.
 
     Everything stays on the device, and the host never waits for a value. One collective of four numbers per step, reduced in the same
     order on all ranks, keeps their multipliers equal to the bit.
@@ -36,7 +37,8 @@ class TDC(Callback):
         quantizer = pl_module.tokenizer.quantizer
         if not isinstance(quantizer, PosteriorQuantizer):
             raise UserError(f"trainer.callbacks: TDC needs a Gaussian quantizer, not {type(quantizer).__name__}: remove one of them")
-        self._tdc = None if quantizer.tdc is None or quantizer.tdc.variant == "fixed" else quantizer.tdc
+        still = pl_module.decoder_alone or quantizer.tdc is None or quantizer.tdc.variant == "fixed"
+        self._tdc = None if still else quantizer.tdc
         self._pending, self._step = [], trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -21,7 +21,7 @@ class TokenWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TokenizerTraining)
-        self._fingerprint = pl_module.tokenizer.fingerprint
+        self._fingerprint = pl_module.tokenizer.tokens_fingerprint
         self._name = trainer.datamodule.evaluation_set().name  # type: ignore[attr-defined]
 
     def write_on_batch_end(

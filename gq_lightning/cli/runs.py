@@ -234,6 +234,8 @@ def call(command_line: Callable[[list[str]], object], args: list[str], name: str
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # an encoder that is kept
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     # the state after the step is the one to keep
     warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")

@@ -3,10 +3,13 @@
 This module links the arguments so that a width or an image size is given once, and lists the callbacks of these runs.
 """
 
+from pathlib import Path
+
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 
 from gq_lightning.callbacks import Advice, BrokenPictures, Diagnostics, Export, NonFinite, Reconstructions, TokenWriter
@@ -14,9 +17,12 @@ from gq_lightning.callbacks.order import needed
 from gq_lightning.callbacks.watching.dashboard import Charts, charts_of_tokenizers, compared
 from gq_lightning.cli.options import OF_TOKENIZERS
 from gq_lightning.cli.runs import RunCommandLine, call
+from gq_lightning.cli.starting import load_start, with_start
 from gq_lightning.data import ImageDataModule
+from gq_lightning.errors import UserError
 from gq_lightning.evaluation.summary import Format, render, summarize
-from gq_lightning.training.module import TokenizerTraining
+from gq_lightning.training.module import TokenizerTraining, Trained
+from gq_lightning.training.starting import start_from
 
 
 class CommandLine(RunCommandLine):
@@ -28,6 +34,19 @@ class CommandLine(RunCommandLine):
         super().add_arguments_to_parser(parser)
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(Advice, "advice")
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="tokenizer whose model and weights fit begins with: a name of `models`, folder, owner/name; put it behind the configs",
+        )
+        parser.add_argument(
+            "--train", type=Trained, default="all", help="what fit trains: all, or the decoder alone, which keeps all tokens"
+        )
+        parser.add_argument(
+            "--backbone_image_size", type=int | None, default=None, help="image_size of the backbone; null takes that of the data"
+        )
+        parser.link_arguments("train", "model.train")
         for width in ("encoder_channels", "latent_channels"):
             parser.link_arguments(
                 "model.quantizer",
@@ -35,7 +54,35 @@ class CommandLine(RunCommandLine):
                 compute_fn=lambda quantizer, width=width: getattr(quantizer, width),
                 apply_on="instantiate",
             )
-        parser.link_arguments("data.init_args.image_size", "model.backbone.init_args.image_size")
+        parser.link_arguments(
+            ("data.init_args.image_size", "backbone_image_size"),
+            "model.backbone.init_args.image_size",
+            compute_fn=lambda pictures, own: pictures if own is None else own,
+        )
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            part, source, checkpoint, run = (
+                self._get(self.config, name) for name in ("train", "init_from", "ckpt_path", "trainer.default_root_dir")
+            )
+            if part == "decoder" and source is None and checkpoint is None:
+                raise UserError("--train decoder: keeps an encoder, but none is given: give --init_from, the tokenizer that has it")
+            if source and self._get(self.config, "overwrite") and Path(source).absolute().is_relative_to(Path(run).absolute()):
+                raise UserError(f"--init_from {source}: it lies in the run that is to be overwritten: choose another --name")
+        super().before_instantiate_classes()
+
+    def after_instantiate_classes(self) -> None:
+        super().after_instantiate_classes()
+        if self.subcommand != "fit":
+            return
+        seen, size = self.model.tokenizer.fixed_image_size, self._get(self.config, "data.init_args.image_size")
+        if seen not in (None, size):
+            name = type(self.model.tokenizer.backbone).__name__
+            raise UserError(f"data.init_args.image_size: {size}, but the {name} sees pictures of {seen} pixels alone: give {seen}")
+        if (source := self._get(self.config, "init_from")) is not None and self._checkpoint is None:
+            new = start_from(self.model.tokenizer, load_start(source), source, self.model.decoder_alone)
+            fate = f"all weights but {len(new)}, which begin anew: {', '.join(new)}" if new else "all weights"
+            rank_zero_info(f"{source}: gives {fate}")
 
     def dashboard(self) -> tuple[Charts, list[str]]:
         return charts_of_tokenizers(), ["val/psnr", *(f"final/{name}" for name in compared())]
@@ -73,6 +120,6 @@ class SummaryCommand(CommandLine):
 def run(args: list[str]) -> None:
     """Runs a command of `main.TRAINING`. Raises UserError."""
     if args[0] == "summary":
-        call(SummaryCommand, args[1:], "summary")
+        call(SummaryCommand, with_start(args[1:]), "summary")
     else:
-        call(CommandLine, args, args[0])
+        call(CommandLine, with_start(args), args[0])

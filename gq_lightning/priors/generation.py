@@ -15,7 +15,7 @@ from gq_lightning.tokenizer import ImageTokenizer
 
 def check_fit(prior: Prior, tokenizer: ImageTokenizer, source: str) -> None:
     """Raises UserError unless the prior was trained on this tokenizer's tokens; `source` is the tokenizer's folder."""
-    if (found := tokenizer.fingerprint) != prior.tokenizer:
+    if (found := tokenizer.tokens_fingerprint) != prior.tokenizer:
         raise UserError(
             f"{source}: is tokenizer {found[:12]}, but the prior was trained on tokens of {prior.tokenizer[:12]}: give that as --tokenizer"
         )

@@ -24,19 +24,45 @@ class Pretrained(nn.Module):
 
     backbone: Backbone
     quantizer: Quantizer
+    # of the tokenizer whose tokens these are, and of the encoder that both have
+    tokens_of: tuple[str, str] | None = None
 
     def description(self) -> dict[str, Any]:
         """The description from which `construction.build` rebuilds this tokenizer, without the parts used only in training."""
         parts = {name: describe(getattr(self, name)) for name in ("backbone", "quantizer")}
-        return {"class_path": CLASS_PATH, "init_args": parts}
+        kept = {"tokens_of": list(self.tokens_of)} if self.tokens_of is not None and self.has_tokens_of_another else {}
+        return {"class_path": CLASS_PATH, "init_args": parts} | kept
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that determines tokens and images: classes, their arguments except those of training, and weights.
 
-        Only a tokenizer with this fingerprint can decode the tokens.
+        Tokens can be decoded by tokenizers with the same `tokens_fingerprint`.
         """
-        return fingerprint([self.backbone.identity(), self.quantizer.identity()], self.state_dict())
+        return self._fingerprint(self.state_dict())
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """SHA-256 of what decides tokens alone: the same, but for the weights of the decoder."""
+        return self._fingerprint({name: value for name, value in self.state_dict().items() if not name.startswith("backbone.decoder.")})
+
+    def _fingerprint(self, state: Mapping[str, Tensor]) -> str:
+        return fingerprint([self.backbone.identity(), self.quantizer.identity()], state)
+
+    @property
+    def tokens_fingerprint(self) -> str:
+        """What token files, token sets and priors call their tokenizer: its own fingerprint, or, where its decoder alone has been trained
+        further, that of the tokenizer which this training started from. Both have the same tokens."""
+        return self.tokens_of[0] if self.tokens_of is not None and self.has_tokens_of_another else self.fingerprint
+
+    @property
+    def has_tokens_of_another(self) -> bool:
+        """Whether the encoder is still the one that `keep_tokens` saw."""
+        return self.tokens_of is not None and self.tokens_of[1] == self.encoder_fingerprint
+
+    def keep_tokens(self) -> None:
+        """To be called before the decoder changes: its tokens stay those of this tokenizer, as long as nothing else changes."""
+        self.tokens_of = (self.tokens_fingerprint, self.encoder_fingerprint)
 
     def facts(self) -> dict[str, Any]:
         """The entries of config.json besides the description. They all follow from the description and the weights."""
@@ -47,6 +73,8 @@ class Pretrained(nn.Module):
             "downsampling": self.backbone.downsampling,
             "fingerprint": self.fingerprint,
         }
+        if self.has_tokens_of_another:
+            facts["tokens_fingerprint"] = self.tokens_fingerprint
         if isinstance(codebook := getattr(self.quantizer, "codebook_fingerprint", None), Tensor):
             facts["codebook"] = {"recipe": self.quantizer.recipe, "sha256": bytes(codebook.tolist()).hex()}
         return facts
@@ -95,12 +123,25 @@ class Pretrained(nn.Module):
             tokenizer = cls(backbone, build(Quantizer, parts["quantizer"], source))  # type: ignore[type-abstract]
             _check_weights(state, tokenizer.quantizer.state_dict())
             tokenizer.load_state_dict(state, assign=True)
+            tokenizer._read_tokens_of(fields.get("tokens_of"))
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(f"{source}: its weights do not fit the tokenizer it describes: {' '.join(lines[1:2])[:300]}") from error
         except UserError as error:
             raise UserError(f"{source}: {str(error).removeprefix(f'{source}: ')}") from error
         return tokenizer.eval().requires_grad_(False)
+
+    def _read_tokens_of(self, recorded: Any) -> None:
+        if recorded is None:
+            return
+        if not (isinstance(recorded, list) and len(recorded) == 2 and all(isinstance(one, str) for one in recorded)):
+            raise UserError(f"tokens_of: {recorded!r:.80} is not two fingerprints: restore the file")
+        self.tokens_of = (recorded[0], recorded[1])
+        if not self.has_tokens_of_another:
+            raise UserError(
+                f"tokens_of: it was recorded that its tokens are those of {recorded[0]:.12}, but the encoder or the codebook has changed:"
+                " copy the tokenizer again"
+            )
 
     def push_to_hub(self, repository: str, folder: str | Path, token: str | None = None, private: bool | None = None) -> str:
         """Saves to `folder` and uploads it as `owner/repository`; returns the commit's URL."""

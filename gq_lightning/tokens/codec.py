@@ -53,7 +53,7 @@ class Tokenizer(Protocol):
     @property
     def tokens_per_position(self) -> int: ...
     @property
-    def fingerprint(self) -> str: ...
+    def tokens_fingerprint(self) -> str: ...
     def encode(
         self, images: Tensor, deterministic: bool = False, tile: int | None = None, refine: int = 0, distance: Distance | None = None
     ) -> Tensor: ...
@@ -131,7 +131,7 @@ def encode_pictures(
         for picture in find_pictures([given]):
             relative = picture.relative_to(given) if given.is_dir() else Path(picture.name)
             _claim(targets, out / relative.with_name(relative.name + SUFFIX), picture)
-    fingerprint = tokenizer.fingerprint  # once, since it hashes all weights; shortened tokens keep the fingerprint of the full tokenizer
+    fingerprint = tokenizer.tokens_fingerprint  # once, since it hashes all weights; shortened tokens keep that of the full tokenizer
     tokenizer = tokenizer if bits is None else tokenizer.coarser(bits)
     console, errors, written, broken = _console(quiet=not progress), _console(stderr=True), [], 0
     for target, path in _tracked(list(targets.items()), "encoding", console):
@@ -195,7 +195,7 @@ def decode_pictures(
         if target.exists() and target.parent.samefile(source.parent):
             raise UserError(f"{target} exists already and may be the original of {source.name}: choose another --out")
         _claim(targets, target, source)
-    fingerprint = tokenizer.fingerprint  # once, since it hashes all weights
+    fingerprint = tokenizer.tokens_fingerprint  # once, since it hashes all weights
     console, written = _console(quiet=not progress), []
     for target, source in _tracked(list(targets.items()), "decoding", console):
         token_file = read_tokens(source, prior)

@@ -98,9 +98,10 @@ class TokenSets(ResumableDataModule):
 
 
 def _recorded(tokenizer: Path) -> str:
-    """The fingerprint recorded in a tokenizer's folder."""
+    """The fingerprint recorded in a tokenizer's folder for its tokens."""
     try:
-        return str(read_json(tokenizer / "config.json")["fingerprint"])
+        config = read_json(tokenizer / "config.json")
+        return str(config.get("tokens_fingerprint", config["fingerprint"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"data.init_args.tokenizer {tokenizer}: not a tokenizer's folder ({type(error).__name__}): give one that fit wrote"

@@ -130,7 +130,7 @@ def write_token_set(
         needs = f"a multiple of {tokenizer.downsampling}, at least {least}"
         raise UserError(f"data.init_args.image_size {image_size}: this tokenizer needs {needs}")
     grid = (side, side, tokenizer.tokens_per_position)
-    geometry = (grid, tokenizer.codebook_size, tokenizer.downsampling, tokenizer.fingerprint)
+    geometry = (grid, tokenizer.codebook_size, tokenizer.downsampling, tokenizer.tokens_fingerprint)
     header = Header(*geometry, list(classes), seen.names, seen.preparation, pictures.split, [], {})
     plan = hashlib.sha256(f"{header} {fingerprint_of(pictures)} {shard_pictures}".encode("utf-8", "surrogateescape")).hexdigest()
     shards = [range(begin, min(begin + shard_pictures, len(seen))) for begin in range(0, len(seen), shard_pictures)]

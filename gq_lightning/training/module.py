@@ -6,8 +6,9 @@ Training decodes the quantizer's relaxation. Validation, test and prediction use
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -20,9 +21,11 @@ from gq_lightning.losses.adversary import Adversary
 from gq_lightning.losses.reconstruction import ReconstructionLoss
 from gq_lightning.metrics import ReconstructionMetrics, numbers
 from gq_lightning.metrics.codebook import collapse
-from gq_lightning.quantizers.base import Quantizer
+from gq_lightning.quantizers.base import Quantized, Quantizer
 from gq_lightning.tokenizer import ImageTokenizer
 from gq_lightning.training.optimization import Schedule, adamw, as_asked_for, planned_steps, take_step, weights_to_go_on_with
+
+Trained = Literal["all", "decoder"]
 
 
 def is_logging_step(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -53,6 +56,8 @@ class TokenizerTraining(LightningModule):
             checkpoints, schedules and the loggers count steps, each of which updates the generator and, with an adversary, the
             discriminator. `trainer.val_check_interval` counts batches.
         adversary: discriminator and adversarial loss; None trains without them.
+        train: `all`, or the `decoder` alone, which keeps the encoder, the quantizer and so all tokens. The decoder then sees the latents of
+            tokens, as a receiver does, instead of the relaxation.
 
     A resumed training uses the current settings for learning rate, betas, weight decay, the length and shape of the schedule,
     accumulation, adversary and averaged weights. It takes weights, moments, multipliers and progress from the checkpoint.
@@ -76,6 +81,7 @@ class TokenizerTraining(LightningModule):
         gradient_clip: float | None = None,
         accumulate: int = 1,
         adversary: Adversary | None = None,
+        train: Trained = "all",
     ) -> None:
         super().__init__()
         if accumulate < 1 or (gradient_clip is not None and gradient_clip <= 0):
@@ -85,7 +91,13 @@ class TokenizerTraining(LightningModule):
             raise UserError(f"{wrong}: none may be negative, nor the learning rate infinite, nor a beta 1 or more")
         # two optimizers with separate backward passes need Lightning's manual optimization
         self.automatic_optimization = False
+        if train not in get_args(Trained):
+            raise UserError(f"model.train: {train!r} is neither 'all' nor 'decoder'")
         self.tokenizer = ImageTokenizer(backbone, quantizer)
+        self.decoder_alone = train == "decoder"
+        if self.decoder_alone:
+            self.tokenizer.eval().requires_grad_(False)
+            backbone.decoder.train().requires_grad_(True)
         self.loss, self.adversary = loss, adversary
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
@@ -106,12 +118,14 @@ class TokenizerTraining(LightningModule):
         if not any(parameter.requires_grad for parameter in self.tokenizer.parameters()):
             raise UserError(
                 "the tokenizer is frozen, as from_pretrained returns it: call tokenizer.train().requires_grad_(True), "
-                "then TokenizerTraining(tokenizer.backbone, tokenizer.quantizer, loss)"
+                "then TokenizerTraining(tokenizer.backbone, tokenizer.quantizer, loss), or give it train='decoder' to keep the tokens"
             )
         if self.trainer.precision == "16-mixed":
             raise UserError("trainer.precision: 16-mixed needs scaled gradients, which two optimizers cannot share: use bf16-mixed")
 
     def on_train_start(self) -> None:
+        if self.decoder_alone and not self.tokenizer.has_tokens_of_another:
+            self.tokenizer.keep_tokens()
         for optimizer, scheduler in zip(self._optimizers(), self._schedulers(), strict=True):
             as_asked_for(optimizer, scheduler)
         log_complete_steps(self.trainer, lambda: self.step_complete)
@@ -121,8 +135,7 @@ class TokenizerTraining(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Any]:
         assert self.loss is not None
         adversary, step = self.adversary, self.trainer.global_step
-        features = self.tokenizer.backbone.encode(batch)
-        quantized = self.tokenizer.quantizer(features.movedim(1, -1))
+        quantized = self._quantized(batch)
         reconstructions = self.tokenizer.backbone.decode(quantized.latents.movedim(-1, 1))
         reconstruction, parts = self.loss(reconstructions, batch)
         total = reconstruction + quantized.penalty
@@ -147,6 +160,14 @@ class TokenizerTraining(LightningModule):
             self.log("loss", total, prog_bar=True)
         log_by_step(self.trainer)
         return {"loss": total, "gradient_norms": norms, "posterior": quantized.posterior}
+
+    def _quantized(self, images: Tensor) -> Quantized:
+        backbone, quantizer = self.tokenizer.backbone, self.tokenizer.quantizer
+        if not self.decoder_alone:
+            return quantizer(backbone.encode(images).movedim(1, -1))
+        with torch.no_grad():
+            latents = quantizer.detokenize(quantizer.tokenize(backbone.encode(images).movedim(1, -1)))
+        return Quantized(latents, latents.new_zeros(()))
 
     def on_validation_epoch_start(self) -> None:
         # the costly metrics take longer than the rest of a validation, so only test and the end of fit compute them
@@ -201,6 +222,8 @@ class TokenizerTraining(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = self.state_dict()
         weights_to_go_on_with(self.trainer, checkpoint)
+        if self.decoder_alone and (kept := checkpoint.get("tokenizer", {}).get("tokens_of")):
+            self.tokenizer.tokens_of = (kept[0], kept[1])
         # only the tokenizer must match the checkpoint; an adversary may be added or removed
         for states in ("state_dict", "current_model_state"):
             if (state := checkpoint.get(states)) is not None:

@@ -47,7 +47,7 @@ class Advice(Callback):
             return
         assert isinstance(pl_module, TokenizerTraining)
         quantizer, posterior, step = pl_module.tokenizer.quantizer, outputs["posterior"], trainer.global_step
-        if not isinstance(quantizer, PosteriorQuantizer):
+        if not isinstance(quantizer, PosteriorQuantizer) or posterior is None:
             return
         if quantizer.tdc is not None and quantizer.tdc.variant != "fixed":
             self._target(step, quantizer.tdc, posterior.bits)
