@@ -41,7 +41,7 @@ def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
         if parameter.kind is parameter.VAR_POSITIONAL:
             parser.add_argument(name, nargs="+", **options)
         elif parameter.kind is parameter.POSITIONAL_ONLY:
-            parser.add_argument(name, **options)
+            parser.add_argument(name, **options | ({} if parameter.default is parameter.empty else {"nargs": "?"}))
         elif parameter.default is parameter.empty:
             parser.add_argument(f"--{option}", required=True, **options)
         elif parameter.annotation is bool:
