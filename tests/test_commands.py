@@ -26,7 +26,7 @@ from gq_lightning.quantizers import GaussianQuantizer
 # of each command: a call that works, and of each option a value that works (None: a switch) and values that do not
 NUMBER = ["0", "-1", "x", "1.5", "99999999999999999999", ""]
 # options and commands of which what works takes long, or has no end: tested elsewhere
-ONLY_PARSED = {"rfid", "refine_lpips", "export"}
+ONLY_PARSED = {"rfid", "refine_lpips", "export", "web"}
 DEVICE = ("cpu", ["foo", "cuda:99", "meta", ""])
 THREADS = ("1", NUMBER)
 TOKENIZER = ("{tokenizer}", ["{none}", "{picture}", "{pictures}", ""])
@@ -141,6 +141,17 @@ CALLS: dict[str, tuple[list[str], dict[str, tuple[str | None, list[str]]]]] = {
             "size": ("1", ["0", "-1", "x", "nan", ""]),
             "broken": ("keep", ["x", ""]),
             "workers": ("0", ["-1", "x", "1.5", ""]),
+        },
+    ),
+    "web": (
+        [],
+        {
+            "tokenizer": TOKENIZER,
+            "prior": ("{prior}", ["{none}", "{picture}", "{tokenizer}", ""]),
+            "address": ("127.0.0.1", ["nowhere.invalid", "192.0.2.1"]),
+            "port": ("8000", NUMBER),
+            "device": DEVICE,
+            "threads": THREADS,
         },
     ),
     "weights": ([], {}),
