@@ -90,6 +90,7 @@ def save(tokenizer: ImageTokenizer, folder: Path) -> Path:
     return folder.parent / "saved"
 
 
+@pytest.mark.slow
 def test_a_vit_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = small_tokenizer("vit").eval().requires_grad_(False)
     tokenizer.save_pretrained(tmp_path / "vit")

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from small import small_tokenizer
 
+from gq_lightning import read_tokens
 from gq_lightning.cli.main import main
 from gq_lightning.cli.web import trial, work
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation.heat_map import COLOURS, heat_map
 from gq_lightning.quantizers import GaussianQuantizer, LookupFreeQuantizer
-from gq_lightning.tokens import read_tokens
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from jsonargparse.typing import PositiveInt
 
 from gq_lightning.errors import UserError
 
+MOST_PORT = 65535
+
 
 def run(
     *,
@@ -35,11 +37,12 @@ def run(
 
     if find_spec("gradio") is None:
         raise UserError("web: gradio is not installed: pip install 'gq_lightning[web]'")
+    if port > MOST_PORT:
+        raise UserError(f"--port {port}: nothing can listen there: choose one from 1 to {MOST_PORT}")
     try:
         socket.create_server((address, port)).close()
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--address {address} --port {port}: nothing can listen there ({reason}): choose others") from error
+    except OSError as error:
+        raise UserError(f"--address {address} --port {port}: nothing can listen there ({error.strerror}): choose others") from error
     choices = names() if tokenizer is None else [tokenizer, *(name for name in names() if name != tokenizer)]
     with tempfile.TemporaryDirectory(prefix="gq_lightning_") as folder:
         work = Work(choices, prior, device, threads, Path(folder))
