@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from small import small_tokenizer
 
@@ -13,7 +12,6 @@ from gq_lightning import read_tokens
 from gq_lightning.cli.main import main
 from gq_lightning.cli.web import trial, work
 from gq_lightning.errors import UserError
-from gq_lightning.evaluation.heat_map import COLOURS, heat_map
 from gq_lightning.quantizers import GaussianQuantizer, LookupFreeQuantizer
 
 
@@ -22,16 +20,6 @@ def photo(tmp_path: Path) -> Path:
     y, x = np.mgrid[0:40, 0:51] / 51
     Image.fromarray(np.uint8(255 * np.stack([x, y, x * y], axis=-1))).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
-
-
-def test_colours_of_a_heat_map() -> None:
-    picture = heat_map(torch.tensor([[6.0, 7.0, 8.0], [9.0, 10.0, 99.0]]), centre=8.0, reach=2.0, cell=2)
-    assert picture.size == (6, 4)
-    pixels = np.asarray(picture)[::2, ::2].astype(int)
-    assert pixels.tolist() == [COLOURS[[0, 1, 2]].astype(int).tolist(), COLOURS[[3, 4, 4]].astype(int).tolist()]
-    assert np.array_equal(np.asarray(picture)[::2, ::2], np.asarray(picture)[1::2, 1::2])
-    tokens = torch.tensor([[[5.0, 9.0]]])  # the mean over a position's tokens
-    assert np.asarray(heat_map(tokens, 8.0, 2.0)).tolist() == [[COLOURS[1].astype(int).tolist()]]
 
 
 @pytest.mark.parametrize("backbone", ["unet", "vit"])
@@ -46,7 +34,7 @@ def test_a_picture_and_its_token_file(backbone: str, photo: Path, tmp_path: Path
     assert np.array_equal(np.asarray(found.difference), np.minimum(trial.AMPLIFIED * away, 255))
     size = found.token_file.stat().st_size
     assert f"| token file | {size:,} | {8 * size / (51 * 40):.3f} | " in found.sizes
-    assert "the codebook has 8. Blue is" in found.heat_says
+    assert "the codebook has 8. Black is" in found.heat_says
 
     again = trial.try_token_file({tokenizer.fingerprint: tokenizer}.__getitem__, found.token_file, tmp_path)
     assert np.array_equal(np.asarray(again.decoded), np.asarray(found.decoded))

@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 
 from gq_lightning.data import load_picture
 from gq_lightning.errors import UserError
-from gq_lightning.evaluation.heat_map import heat_map
+from gq_lightning.evaluation.panel import heat_map
 from gq_lightning.files import open_regular
 from gq_lightning.tokenizer import ImageTokenizer
 from gq_lightning.tokens.codec import decode_pictures, encode_pictures, fit_picture
@@ -118,7 +118,9 @@ def _heat(tokenizer: ImageTokenizer, picture: Image.Image) -> tuple[Image.Image 
         return None, f"{type(tokenizer.quantizer).__name__} has no posterior, and so no bits per token to show."
     bits, target = bits[0].float(), math.log2(tokenizer.codebook_size)
     reach = max(LEAST_REACH, float((bits - target).abs().max()))
-    drawn = heat_map(bits, target, reach, tokenizer.downsampling).crop((0, 0, width, height))
+    drawn = heat_map(bits.mean(-1), target - reach, target + reach)
+    size = (image.shape[2], image.shape[1])
+    drawn = drawn.resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
     lowest, mean, highest = (float(value) for value in (bits.min(), bits.mean(), bits.max()))
     if highest - lowest < 0.01:
         return (
@@ -127,7 +129,7 @@ def _heat(tokenizer: ImageTokenizer, picture: Image.Image) -> tuple[Image.Image 
         )
     return drawn, (
         f"**Bits per token**: {lowest:.2f} to {highest:.2f}, {mean:.2f} on average; the codebook has {target:g}."
-        f" Blue is {target - reach:.1f}, grey {target:g}, red {target + reach:.1f}."
+        f" Black is {target - reach:.1f}, red {target:g}, pale yellow {target + reach:.1f}."
     )
 
 
