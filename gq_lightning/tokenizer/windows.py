@@ -46,7 +46,7 @@ def see_in_windows(
     Raises:
         UserError: `tile` is not a multiple of the downsampling, or the image is smaller than `window`.
     """
-    if not len(x):  # an empty batch still needs the output's shape
+    if x.shape[0] == 0:  # an empty batch still needs the output's shape; `len` would fix the size of an exported batch
         return see_in_windows(function, x.new_zeros(1, *x.shape[1:]), scale_in, scale_out, window, tile)[:0]
     downsampling = max(scale_in, scale_out)
     if tile is not None and (tile < 4 * downsampling or tile % downsampling):

@@ -10,6 +10,7 @@ and every implementation returns its maximum in float64, with ties going to the 
     CPU with AVX2, compiler   table: byte tables reject nearly all codewords; the rest are scored
     CUDA with Triton          fused: a product that stays on the chip; codewords near its maximum are scored
     anything else             blocked: the same in plain torch
+    in an exported graph      portable: no choice depends on a value, no step on this package
 
 `table` and `blocked` also find the k best, which refinement needs.
 """
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.search import bisection, blocked, table
+from gq_lightning.quantizers.search import bisection, blocked, portable, table
 
 # products (N K m) from which a second of compilation pays off
 WORTH_COMPILING = 2**26
@@ -47,6 +48,8 @@ def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weigh
         UserError: shapes, types or devices do not match, a value is not finite, or a variance is not positive.
     """
     _check(mean, variance, codebook, prior_weight)
+    if torch.compiler.is_exporting():
+        return portable.search(mean.double(), variance.double().reciprocal(), codebook, prior_weight)
     return torch.ops.gq_lightning.best_codewords(mean, variance, codebook, prior_weight)
 
 
