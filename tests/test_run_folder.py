@@ -155,8 +155,27 @@ def test_what_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     with run.claimed(go_on=True, overwrite=True):
         assert files(tmp_path) - {".claim"} == {*OWN, *FOREIGN}
     with run.claimed(go_on=False, overwrite=True):
+        assert files(tmp_path) - {".claim"} == {*OWN, *FOREIGN}
+        run.clear()
         assert files(tmp_path) - {".claim"} == set(FOREIGN)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(name.split("/")[0] for name in FOREIGN)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--model.quantizer.init_args.bits_per_position=13"],
+        ["--data.init_args.image_size=36"],
+        ["--data=gq_lightning.data.ImageFolder", "--data.init_args.root=/nowhere"],
+        ["--init_from=/nowhere"],
+        ["--trainer.devices=0"],
+    ],
+)
+def test_a_run_that_is_refused_costs_the_old_one_nothing(wrong: list[str], tmp_path: Path) -> None:
+    fill(tmp_path / "x")
+    before = {name: (tmp_path / "x" / name).read_bytes() for name in files(tmp_path / "x")}
+    assert main([*FIT, f"--runs={tmp_path}", "--name=x", "--overwrite=true", *wrong]) == 2
+    assert {name: (tmp_path / "x" / name).read_bytes() for name in files(tmp_path / "x")} == before
 
 
 def test_a_link_to_a_larger_disk_stays(tmp_path: Path) -> None:

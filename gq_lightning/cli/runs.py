@@ -71,6 +71,7 @@ class RunCommandLine(OwnOptions):
         """TensorBoard's charts, and the scalars by which runs compare."""
 
     def __init__(self, args: list[str], run: bool = True) -> None:
+        self._overwritten: RunFolder | None = None
         with ExitStack() as self._until_the_end:
             super().__init__(
                 self.module,
@@ -123,7 +124,9 @@ class RunCommandLine(OwnOptions):
         if self.subcommand == "fit" and not self._get(self.config, "trainer.fast_dev_run"):
             asked = self._get(self.config, "ckpt_path")
             go_on = asked in ("last", "best") or (asked is not None and Path(asked).absolute().is_relative_to(run.path.absolute()))
-            self._until_the_end.enter_context(run.claimed(go_on, self._get(self.config, "overwrite")))
+            overwrite = self._get(self.config, "overwrite")
+            self._until_the_end.enter_context(run.claimed(go_on, overwrite))
+            self._overwritten = run if overwrite and not go_on else None
 
     def _find_checkpoint(self, run: RunFolder) -> str | None:
         """The file that `--ckpt_path` names; None for a new training."""
@@ -144,6 +147,13 @@ class RunCommandLine(OwnOptions):
             super().instantiate_classes()
         except (ImportError, TypeError, ValueError) as error:
             raise refused(error) from error
+
+    def before_fit(self) -> None:
+        # model, trainer and data are known to be usable by now: a run that is refused must not cost the old one
+        if self._overwritten is not None:
+            self.datamodule.prepare_data()
+            self.datamodule.evaluation_set()
+            self._overwritten.clear()
 
     def after_instantiate_classes(self) -> None:
         if self.subcommand is not None:

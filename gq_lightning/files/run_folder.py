@@ -54,7 +54,7 @@ class RunFolder:
 
         Args:
             go_on: resume an existing run.
-            overwrite: if not resuming, remove an existing run.
+            overwrite: if not resuming, accept an existing run; `clear` removes it once the new one can start.
 
         Raises:
             UserError: another process holds the lock, a run exists that is neither resumed nor overwritten, or the folder is not writable.
@@ -68,8 +68,6 @@ class RunFolder:
             if not go_on and not overwrite and self.config.exists():
                 choices = "--ckpt_path last resumes it, --overwrite true replaces it, --name chooses another"
                 raise UserError(f"{self.path}: a run exists there already; {choices}")
-            if not go_on and overwrite:
-                self.clear()
             yield
         finally:
             with suppress(OSError):
@@ -94,7 +92,9 @@ class RunFolder:
         return file
 
     def clear(self) -> None:
-        """Removes the run, including the files of Lightning's loggers. Raises UserError."""
+        """Removes the run, including the files of Lightning's loggers. Rank 0 does so for all ranks. Raises UserError."""
+        if not _is_rank_zero():
+            return
         files = [self.config, self.metrics, self.reconstructions, self.samples, self.broken_pictures, self.path / "hparams.yaml"]
         folders = [self.checkpoints, self.tokenizer, self.prior, self.tokens, self.non_finite]
         # a folder may be a link to a larger disk: keep the link, remove the content
