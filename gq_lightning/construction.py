@@ -107,7 +107,7 @@ def build(base: type[T], description: Any, source: str) -> T:
         for name in arguments:
             if name not in parameters or parameters[name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
                 raise ValueError(f"it has no argument {name!r:.50}")
-        return known[-1](**{name: _read(name, value, hints.get(name, Any)) for name, value in arguments.items()})
+        return known[-1](**{name: typed(name, value, hints.get(name, Any)) for name, value in arguments.items()})
     except Exception as error:  # a constructor may raise anything for wrong arguments
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{source}: cannot build a {base.__name__} from {path!r}: {reason}") from error
@@ -156,7 +156,7 @@ def _with_subclasses(cls: type[T]) -> Iterator[type[T]]:
         yield from _with_subclasses(subclass)
 
 
-def _read(name: str, value: Any, wanted: Any) -> Any:
+def typed(name: str, value: Any, wanted: Any) -> Any:
     """Converts a value from a file to the annotated type. Raises ValueError."""
     origin, options = get_origin(wanted), get_args(wanted)
     if isinstance(value, dict) and isinstance(wanted, type) and issubclass(wanted, Recorded):
@@ -164,16 +164,20 @@ def _read(name: str, value: Any, wanted: Any) -> Any:
     if origin in (Union, UnionType):
         for option in options:
             with suppress(ValueError, UserError):
-                return _read(name, value, option)
+                return typed(name, value, option)
     elif origin is Literal:
         if any(value == option and type(value) is type(option) for option in options):
             return value
     elif type(value) is list:
         each = options[0] if options else Any
         if wanted is Any or origin in (list, Sequence):
-            return [_read(name, item, each) for item in value]
-        if origin is tuple:
-            return tuple(_read(name, item, each) for item in value)
+            return [typed(name, item, each) for item in value]
+        if origin is tuple and options[1:] in ((), (...,)):
+            return tuple(typed(name, item, each) for item in value)
+        if origin is tuple and len(options) == len(value):
+            return tuple(typed(name, item, option) for item, option in zip(value, options, strict=True))
+    elif type(value) is dict and origin is Mapping:
+        return {key: typed(name, item, options[1]) for key, item in value.items()}
     elif type(value) in (int, float) and wanted in (float, Any):
         if math.isfinite(value) and abs(value) < LARGEST:
             return float(value) if wanted is float else value

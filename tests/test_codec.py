@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gq_lightning.data.pictures.reading import BrokenImage
 from gq_lightning.errors import UserError
+from gq_lightning.quantizers.base import INTEGERS
 from gq_lightning.tokens import codec, earlier
 from gq_lightning.tokens.codec import SUFFIX, TokenFile, decode_pictures, encode_pictures, fit_picture, read_tokens, write_tokens
 
@@ -82,6 +83,13 @@ def test_token_files_are_little_more_than_their_bits(tmp_path: Path, codebook_si
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_tokens_of_every_integer_type_are_written(dtype: torch.dtype, tmp_path: Path, sample: TokenFile) -> None:
+    tokens = sample.tokens % 100
+    write_tokens(tmp_path / "a", replace(sample, tokens=tokens.to(dtype)))
+    assert torch.equal(read_tokens(tmp_path / "a").tokens, tokens)
+
+
 def test_bits_are_of_the_codebook_and_the_picture() -> None:
     token_file = TokenFile(torch.zeros(2, 2, 3, dtype=torch.int64), 15, 16, "", "f" * 64, 65536, 8)
     assert token_file.bits == 2 * 2 * 3 * 16
@@ -98,6 +106,7 @@ def test_equal_tokens_give_equal_bytes(tmp_path: Path, sample: TokenFile) -> Non
     ("field", "value"),
     [
         ("tokens", torch.zeros(3, 5, 2)),
+        ("tokens", torch.zeros(3, 5, 2**16)[..., :1].expand(3, 5, 2**16).int()),
         ("tokens", torch.zeros(3, 5, dtype=torch.int64)),
         ("tokens", torch.zeros(0, 5, 2, dtype=torch.int64)),
         ("tokens", torch.full((3, 5, 2), -1)),
@@ -404,6 +413,13 @@ def test_tokens_beyond_the_codebook_are_named(tmp_path: Path) -> None:
     write_tokens(path, TokenFile(torch.full((1, 1, 3), 200), 4, 4, "kept", "a" * 64, 256, 4))
     with pytest.raises(UserError, match=r"a\.tokens: token 200 is out of range, this codebook has 128"):
         decode_pictures(Averages(codebook_size=128), [path], tmp_path / "out", progress=False)
+
+
+def test_a_few_bytes_do_not_ask_for_a_huge_picture(tmp_path: Path) -> None:
+    path = tmp_path / f"a{SUFFIX}"
+    write_tokens(path, TokenFile(torch.zeros(128, 128, 3, dtype=torch.uint8), 4, 4, "kept", "a" * 64, 256, 256))
+    with pytest.raises(UserError, match=r"a\.tokens: 32768 x 32768 pixels are more than"):
+        decode_pictures(Averages(downsampling=256), [path], tmp_path / "out", progress=False)
 
 
 def test_nothing_to_decode_is_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Token files that are coded: round trips to the bit, what damage gives, and a prior's probabilities."""
 
 import random
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 
 from gq_lightning.errors import UserError
 from gq_lightning.tokens.entropy_coding import MOST_POINTS, ByTables, Counts, Model, adaptive_bits, decode, encode
-from gq_lightning.tokens.token_file import TokenFile, from_bytes, read_tokens, to_bytes, write_tokens
+from gq_lightning.tokens.token_file import _GEOMETRY, MAGIC, TokenFile, from_bytes, read_tokens, to_bytes, write_tokens
 
 
 def grid(generator: random.Random) -> TokenFile:
@@ -126,3 +128,14 @@ def test_a_file_of_a_prior_wants_that_prior(tmp_path: Path, stairs: TokenFile) -
 def test_frequencies_that_are_none(frequencies: list) -> None:
     with pytest.raises(ValueError, match="integers of 1 or more"):
         encode([0], [ByTables(lambda before: np.array(frequencies))])
+
+
+@pytest.mark.parametrize("codebook_size", [0, MOST_POINTS + 1, 2**31, 2**32 - 1])
+def test_counts_of_more_tokens_than_can_be_coded(codebook_size: int) -> None:
+    data = to_bytes(TokenFile(torch.zeros(20, 30, 2, dtype=torch.int64), 100, 100, "", "f" * 64, 17, 8))
+    coding, *geometry = _GEOMETRY.unpack_from(data, len(MAGIC))
+    assert coding not in (0, 255)
+    geometry[5] = codebook_size
+    body = MAGIC + _GEOMETRY.pack(coding, *geometry) + data[len(MAGIC) + _GEOMETRY.size : -4]
+    with pytest.raises(ValueError, match=f"counts of {codebook_size} tokens"):
+        from_bytes(body + struct.pack("<I", zlib.crc32(body)))

@@ -20,6 +20,7 @@ from gq_lightning import ImageTokenizer, UserError, read_tokens
 from gq_lightning.backbones import UNet, VisionTransformer
 from gq_lightning.callbacks import CheckpointFiles
 from gq_lightning.cli import training as cli
+from gq_lightning.cli.loading import load_tokenizer
 from gq_lightning.cli.main import main
 from gq_lightning.files import open_regular, parse_json
 from gq_lightning.lightning_internals import explain_restoring
@@ -126,6 +127,7 @@ def test_a_checkpoint_sets_no_options(hyper: object, tmp_path: Path, canary: Pat
         lambda content: content.clear(),
         lambda content: content.update(state_dict={"a": torch.zeros(1)}),
         lambda content: content.update(state_dict=3),
+        lambda content: next(iter(content["state_dict"].values())).fill_(torch.nan),
         lambda content: content.update(loops={"fit_loop": []}),
         lambda content: content.update(optimizer_states=[{}]),
         lambda content: content.update(optimizer_states="text"),
@@ -323,6 +325,16 @@ def test_weights_that_are_no_numbers(value: float, saved: Path, tmp_path: Path) 
     checkpoint["state_dict"]["tokenizer.backbone.decoder.head.bias"][0] = value
     torch.save(checkpoint, tmp_path / "last.ckpt")
     refused(lambda: load_checkpoint(tmp_path / "last.ckpt"), "decoder.head.bias", "not finite")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + "/y", "a\0b"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    refused(lambda: ImageTokenizer.from_pretrained(name, local_files_only=True), "correct the name")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10**6])
+def test_threads_that_cannot_be(threads: int, saved: Path) -> None:
+    refused(lambda: load_tokenizer(str(saved), "cpu", threads), f"--threads {threads}: give 1 to")
 
 
 def test_nothing_is_made_of_what_is_no_number() -> None:

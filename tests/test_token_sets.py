@@ -1,6 +1,7 @@
 """Token sets: what is in them, who writes them, how they end, and what is refused."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from gq_lightning.data import ImageFolder, Photographs
 from gq_lightning.data.order import Shuffled
 from gq_lightning.files import whole
 from gq_lightning.tokens import TokenSet, TokenSets
+from gq_lightning.tokens.token_set import sha256_of
 from gq_lightning.tokens.tokenizing import class_names, write_token_set
 
 BROKEN = "dogs/2.png"
@@ -234,3 +236,73 @@ def test_batches_are_resumed_and_shared(small_set: Path, saved: Path, tmp_path: 
     places = [[index for index, _ in Shuffled(first._training, 2, rank, 5)] for rank in range(2)]
     assert sorted(places[0] + places[1]) == sorted({*places[0], *places[1]}) and len(places[0]) == 6
     assert [len(batch[1]) for batch in first.val_dataloader()] == [4, 4, 4, 1]
+
+
+FORGED: list[dict[str, object]] = [
+    *({"grid": grid} for grid in ([-1, 4, 2], [2**31, 2**31, 2], [10**6, 10**6, 2], [10**30, 1, 1], ["4", 4, 2], [4, 4], "442", [4.0, 4, 2])),
+    *({"codebook_size": size} for size in (0, 2, 2**32 + 1, 10**30, "256", None, 256.0, [256])),
+    *({"downsampling": size} for size in (0, -8, "8", None, 8.5)),
+    *({"classes": classes} for classes in (None, 5, "ab", [1], ["cats"], {"cats": 0})),
+    *({"views": views} for views in (None, 5, [], "a", [1])),
+    *({"shards": shards} for shards in (None, 5, [], [[13]], [13], [[-1, "", ""]], [["4", "", ""]], [[4.0, "", ""]], "abc")),
+    *({"tokenizer": tokenizer} for tokenizer in (None, 5, ["f"])),
+    *({"left_out": left_out} for left_out in (None, [], {"a": 1})),
+    {"another": 1},
+]
+
+
+@pytest.mark.parametrize("fields", FORGED, ids=str)
+def test_a_header_that_was_written_with_other_values(fields: dict[str, object], one_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(one_set, tmp_path / "set")
+    seal(tmp_path / "set", **fields)
+    with pytest.raises(UserError, match=r"^\S*set/(set.json|00000.\.npy): .*copy the set again"):
+        TokenSet(tmp_path / "set")
+
+
+@pytest.mark.parametrize("told", [None, [], {}, {"names": 5}, {"names": None}, {"names": ["a"]}, {"names": [1] * 4}, {"left_out": 5}, {"more": 1}])
+def test_names_that_are_none(told: object, one_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(one_set, tmp_path / "set")
+    path = tmp_path / "set/000000.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **told} if isinstance(told, dict) and told else told))
+    seal(tmp_path / "set", files=True)
+    with pytest.raises(UserError, match=r"^\S*000000.json: .*copy the set again"):
+        TokenSet(tmp_path / "set").name(0)
+
+
+@pytest.mark.parametrize(("field", "value"), [("tokens", 255), ("label", 2), ("label", -2)])
+def test_rows_that_the_header_excludes(field: str, value: int, one_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(one_set, tmp_path / "set")
+    rows = np.load(tmp_path / "set/000000.npy")
+    rows["tokens"] %= 255
+    rows[field][-1] = value
+    np.save(tmp_path / "set/000000.npy", rows)
+    seal(tmp_path / "set", files=True, codebook_size=255)
+    with pytest.raises(UserError, match=f"000000.npy: {field} outside"):
+        TokenSet(tmp_path / "set")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18), b"\x93NUMPY\x01\x00\x10\x27" + b"(" * 10000], ids=["empty", "zip", "nested"])
+def test_arrays_that_are_none(content: bytes, one_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(one_set, tmp_path / "set")
+    (tmp_path / "set/000000.npy").write_bytes(content)
+    seal(tmp_path / "set", files=True)
+    with pytest.raises(UserError, match=r"000000.npy: truncated or damaged"):
+        TokenSet(tmp_path / "set")
+
+
+@pytest.fixture(scope="module")
+def one_set(pictures: Path, saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "set"
+    write(ImageTokenizer.from_pretrained(saved), pictures, folder)
+    return folder
+
+
+def seal(folder: Path, files: bool = False, **fields: object) -> None:
+    """Changes fields of a header, or the checksums of the first shard to those of its files, and makes the header's own checksum right."""
+    content = json.loads((folder / "set.json").read_text())
+    del content["sha256"]
+    if files:
+        content["shards"][0][1:] = [sha256_of(folder / f"000000.{suffix}") for suffix in ("npy", "json")]
+    content |= fields
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / "set.json").write_text(json.dumps({**content, "sha256": digest}))

@@ -21,9 +21,9 @@ def load_tokenizer(name: str, device: str, threads: int | None) -> ImageTokenize
     Raises:
         UserError: there is no such tokenizer or no such device.
     """
-    if threads:
-        if threads > MOST_THREADS:
-            raise UserError(f"--threads {threads}: give at most {MOST_THREADS}, ideally the number of cores")
+    if threads is not None:
+        if not 1 <= threads <= MOST_THREADS:
+            raise UserError(f"--threads {threads}: give 1 to {MOST_THREADS}, ideally the number of cores")
         torch.set_num_threads(threads)
     if device == "auto":
         # under torchrun each rank has its own GPU

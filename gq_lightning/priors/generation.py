@@ -19,6 +19,10 @@ def check_fit(prior: Prior, tokenizer: ImageTokenizer, source: str) -> None:
         raise UserError(
             f"{source}: is tokenizer {found[:12]}, but the prior was trained on tokens of {prior.tokenizer[:12]}: give that as --tokenizer"
         )
+    quantizer = tokenizer.quantizer
+    ours = (prior.grid[2], prior.codebook_size, prior.downsampling)
+    if ours != (quantizer.tokens_per_position, quantizer.codebook_size, tokenizer.backbone.downsampling):
+        raise UserError(f"{source}: has other tokens than the prior, whose config.json was changed: copy the prior again")
 
 
 def generate(

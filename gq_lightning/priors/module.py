@@ -215,7 +215,7 @@ class Prior(Recorded, nn.Module):
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(f"{source}: its weights do not fit the prior it describes: {' '.join(lines[1:2])[:300]}") from error
-        if spoiled := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
+        if spoiled := [name for name, tensor in prior.state_dict().items() if not bool(tensor.isfinite().all())]:
             raise UserError(f"{source}: {spoiled[0]} has values that are not finite: the training diverged; use another")
         files.check_facts(prior.facts(), recorded, source)
         return prior.eval().requires_grad_(False)

@@ -15,6 +15,9 @@ from gq_lightning.errors import UserError
 from gq_lightning.priors.module import Prior
 
 
+LARGEST_GUIDANCE = 10**6  # float32 logits stay finite
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a symbol is drawn from its probabilities.
@@ -34,7 +37,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
-            ("cfg", 0 <= self.cfg < float("inf"), "a number of at least 0; 1 is no guidance"),
+            ("cfg", 0 <= self.cfg <= LARGEST_GUIDANCE, f"a number from 0 to {LARGEST_GUIDANCE}; 1 is no guidance"),
             ("top_k", self.top_k is None or self.top_k >= 1, "a number of symbols, at least 1"),
             ("top_p", 0 < self.top_p <= 1, "a probability above 0 and up to 1"),
             ("temperature", 0 < self.temperature < float("inf"), "a number above 0; 1 changes nothing"),
@@ -103,7 +106,8 @@ def _position(prior: Prior, context: Tensor, uniform: Tensor, sampling: Sampling
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     """Draws symbols (B,) from logits (B, base) and numbers (B,) in [0, 1), by the inverse of the cumulative probabilities."""
-    logits = logits.double() / sampling.temperature
+    logits = logits.double()
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # finite at any temperature, where it matters
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], -torch.inf)
     probabilities = logits.softmax(-1)

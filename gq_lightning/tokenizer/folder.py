@@ -171,7 +171,7 @@ def locate(name: str | Path, kind: Kind = "tokenizer", **download: Any) -> Path:
         name: a folder, the name of a shipped tokenizer, or `owner/repository`.
         download: revision, token, cache_dir, force_download, local_files_only of `huggingface_hub.snapshot_download`.
     """
-    if Path(name).exists():
+    if os.path.exists(name):  # False for a name that no file can have
         of_a_run = RunFolder(name).tokenizer if kind == "tokenizer" else RunFolder(name).prior
         return next((folder for folder in (Path(name), of_a_run) if (folder / CONFIG).is_file()), Path(name))
     if kind == "tokenizer" and (folder := boxed(name)) is not None:

@@ -38,6 +38,7 @@ __all__ = ["SUFFIX", "Fit", "TokenFile", "Tokenizer", "decode_pictures", "encode
 
 Fit = Literal["pad", "resize", "crop"]
 T = TypeVar("T")
+MOST_PIXELS = 2**28  # of a decoded picture; Pillow refuses to read larger ones
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -234,6 +235,9 @@ def _check_geometry(path: Path, token_file: TokenFile, tokenizer: Tokenizer) -> 
     for name, (has, needs) in theirs_and_ours.items():
         if has != needs:
             raise UserError(f"{path}: {name} is {has}, but {needs} for this tokenizer: decode with the one that made it")
+    height, width = (side * token_file.downsampling for side in token_file.tokens.shape[:2])
+    if height * width > MOST_PIXELS:  # a flat grid takes a few bytes, so that the file's size bounds nothing
+        raise UserError(f"{path}: {height} x {width} pixels are more than {MOST_PIXELS}: encode the picture in parts")
     highest = int(token_file.tokens.max())
     if highest >= tokenizer.codebook_size:
         size = tokenizer.codebook_size

@@ -37,10 +37,13 @@ class Model(Protocol):
 class Counts:
     """Adaptive order-0 model: each of `size` tokens starts with a count of one and gains `weight` for each occurrence.
 
-    With weight 0 all tokens stay equally likely. The counts stop changing when their total would exceed `MOST_POINTS`.
+    With weight 0 all tokens stay equally likely. The counts stop changing when their total would exceed `MOST_POINTS`. Raises ValueError
+    if `size` exceeds it already.
     """
 
     def __init__(self, size: int, weight: int) -> None:
+        if not 1 <= size <= MOST_POINTS:
+            raise ValueError(f"counts of {size} tokens: 1 to {MOST_POINTS} can be coded")
         self.size, self.weight = size, weight
         self.seen: list[int] = []  # in ascending order
 

@@ -34,6 +34,7 @@ _CHECKSUM = struct.Struct("<I")
 _FIXED, _PRIOR = 0, 255  # codings; values between are counts of weight 2^(coding - 1)
 _WEIGHTS = range(1, 14)
 _MOST_TOKENS = 2**28
+_MOST_SLOTS = 2**16 - 1  # tokens per position
 _MOST_CODED = 2**22  # tokens coded one by one, which takes about a minute
 
 
@@ -56,7 +57,7 @@ class TokenFile:
     """The tokens of one picture. Inconsistent fields raise UserError.
 
     Attributes:
-        tokens: (h, w, n) int64 in [0, codebook_size).
+        tokens: (h, w, n) int64 in [0, codebook_size), given in any integer type; n at most 65535.
         height: rows of the decoded picture, at most h * downsampling; the rest is padding.
         width: columns of the decoded picture, likewise.
         fit: description of how the picture was fitted to the grid.
@@ -74,9 +75,13 @@ class TokenFile:
     downsampling: int
 
     def __post_init__(self) -> None:
-        if self.tokens.dtype != torch.int64 or self.tokens.ndim != 3 or not 1 <= self.tokens.numel() <= _MOST_TOKENS:
-            given = f"{self.tokens.dtype} {tuple(self.tokens.shape)}"
-            raise UserError(f"tokens are {given}, not torch.int64 (h, w, n), 1 to {_MOST_TOKENS} of them")
+        shape, dtype = tuple(self.tokens.shape), self.tokens.dtype
+        if not isinstance(dtype, torch.dtype) or dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+            raise UserError(f"tokens are {dtype}: give a tensor of integers (int64)")
+        if len(shape) != 3 or not 1 <= math.prod(shape) <= _MOST_TOKENS or shape[2] > _MOST_SLOTS:
+            raise UserError(f"tokens of shape {shape}: give (h, w, n), 1 to {_MOST_TOKENS} of them, n at most {_MOST_SLOTS}")
+        # uint64 values from 2^63 on become negative, and are refused below
+        object.__setattr__(self, "tokens", self.tokens.long())
         for name, most in (("codebook_size", 2**31), ("downsampling", 2**12)):
             _check_integer(name, getattr(self, name), most)
         for name, positions in (("height", self.tokens.shape[0]), ("width", self.tokens.shape[1])):

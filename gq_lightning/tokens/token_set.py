@@ -8,29 +8,32 @@ The arrays are in numpy's plain format, which cannot contain code.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gq_lightning.construction import typed
 from gq_lightning.errors import UserError
 from gq_lightning.files import open_regular, parse_json, write_whole
 
 FORMAT = 1
 HEADER = "set.json"
 NO_CLASS = -1
+LARGEST_RECORD = 2**31  # bytes of one picture's views, numpy's limit
 AGAIN = "copy the set again, or make it with `python -m gq_lightning tokenize`"
 
 
 @dataclass(frozen=True)
 class Header:
-    """Description of a token set.
+    """Description of a token set. Sizes that no set can have raise ValueError.
 
     Attributes:
         grid: h, w and n of one picture's tokens (h, w, n).
@@ -56,6 +59,11 @@ class Header:
     shards: Sequence[tuple[int, str, str]]
     left_out: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        sizes = [*self.grid, self.codebook_size, self.downsampling, len(self.views)]
+        if min(sizes) < 1 or max(sizes) > 2**32 or 4 * math.prod(self.grid) * len(self.views) >= LARGEST_RECORD:
+            raise ValueError("sizes that no token set has")
+
     @property
     def record(self) -> np.dtype:
         """The numpy type of one picture in a shard, little-endian."""
@@ -75,7 +83,11 @@ class Header:
             content = read_json(path)
             if content.pop("sha256") != _digest(content) or content.pop("format") != FORMAT:
                 raise ValueError("its checksum does not match")
-            return cls(**content | {"grid": tuple(content["grid"])})
+            hints = get_type_hints(cls)
+            header = cls(**{name: typed(name, value, hints.get(name, Any)) for name, value in content.items()})
+            if min((pictures for pictures, _, _ in header.shards), default=0) < 0 or not any(pictures for pictures, _, _ in header.shards):
+                raise ValueError("shards: no pictures")
+            return header
         except FileNotFoundError as error:
             raise UserError(f"{path}: no token set, or an unfinished one: make it with `python -m gq_lightning tokenize`") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -134,7 +146,16 @@ class TokenSet(Dataset[tuple[Tensor, int]]):
 
     @cached_property
     def _names(self) -> list[str]:
-        return [name for number in range(len(self._shards)) for name in read_json(shard_path(self.path, number, "json"))["names"]]
+        names: list[str] = []
+        for number, shard in enumerate(self._shards):
+            path = shard_path(self.path, number, "json")
+            try:
+                names += read_told(path).names
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path}: damaged ({error}): {AGAIN}") from error
+            if len(names) != self._ends[number + 1]:
+                raise UserError(f"{path}: does not name the {len(shard)} pictures of its shard: {AGAIN}")
+        return names
 
     def _map(self, number: int, verify: bool) -> np.ndarray:
         pictures, *digests = self.header.shards[number]
@@ -144,7 +165,12 @@ class TokenSet(Dataset[tuple[Tensor, int]]):
                 raise UserError(f"{path} is missing: {AGAIN}")
             if verify and sha256_of(path) != digest:
                 raise UserError(f"{path}: truncated or changed, its SHA-256 is not the one in {HEADER}: {AGAIN}")
-        return map_shard(shard_path(self.path, number, "npy"), pictures, self.header.record)
+        rows = map_shard(path := shard_path(self.path, number, "npy"), pictures, self.header.record)
+        if verify and len(rows):
+            for name, lowest, highest in (("tokens", 0, self.header.codebook_size - 1), ("label", NO_CLASS, len(self.header.classes) - 1)):
+                if not lowest <= int(rows[name].min()) <= int(rows[name].max()) <= highest:
+                    raise UserError(f"{path}: {name} outside {lowest} to {highest}, the range in {HEADER}: {AGAIN}")
+        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         # a spawned process maps the files itself, since a mapped array would be pickled completely
@@ -163,12 +189,36 @@ def shard_path(folder: Path, number: int, suffix: str) -> Path:
 def map_shard(path: Path, pictures: int, record: np.dtype) -> np.ndarray:
     """A shard's records, mapped into memory. Raises UserError unless the file has exactly `pictures` of them."""
     try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows = np.lib.format.open_memmap(path, mode="r")
         if rows.shape != (pictures,) or rows.dtype != record:
             raise ValueError("its records are not those of the set")
         return rows
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy's reader of headers passes on what Python's tokenizer and parser raise
         raise UserError(f"{path}: truncated or damaged ({' '.join(str(error).split())[:100]}): {AGAIN}") from error
+
+
+class Told(NamedTuple):
+    """What a shard's JSON file says.
+
+    Attributes:
+        plan: fingerprint of the pictures and options.
+        sha256: of the shard's array.
+        names: of its pictures.
+        left_out: broken pictures by name, with the reason.
+    """
+
+    plan: str
+    sha256: str
+    names: Sequence[str]
+    left_out: Mapping[str, str]
+
+
+def read_told(path: Path) -> Told:
+    """What a shard's JSON file says. Raises OSError or ValueError."""
+    content = read_json(path)
+    if not isinstance(content, dict) or content.keys() != set(Told._fields):
+        raise ValueError(f"its fields are not {', '.join(Told._fields)}")
+    return Told(**{name: typed(name, content[name], wanted) for name, wanted in get_type_hints(Told).items()})
 
 
 def sha256_of(path: Path) -> str:

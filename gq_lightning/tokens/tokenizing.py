@@ -30,7 +30,7 @@ from gq_lightning.distributed import rank, ranks, wait_for_all
 from gq_lightning.errors import UserError, printable
 from gq_lightning.files import write_whole
 from gq_lightning.tokens.codec import Tokenizer
-from gq_lightning.tokens.token_set import NO_CLASS, Header, TokenSet, read_json, sha256_of, shard_path
+from gq_lightning.tokens.token_set import NO_CLASS, Header, Told, TokenSet, read_told, sha256_of, shard_path
 
 logger = logging.getLogger("gq_lightning.data")
 
@@ -191,22 +191,21 @@ def _write_shard(
     array = io.BytesIO()
     np.save(array, np.concatenate(rows), allow_pickle=False)
     write_whole(path, array.getvalue())
-    told = {"plan": plan, "sha256": hashlib.sha256(array.getvalue()).hexdigest(), "names": names, "left_out": left_out}
-    write_whole(path.with_suffix(".json"), json.dumps(told).encode("ascii"))
+    told = Told(plan, hashlib.sha256(array.getvalue()).hexdigest(), names, left_out)
+    write_whole(path.with_suffix(".json"), json.dumps(told._asdict()).encode("ascii"))
 
 
 def _is_done(out: Path, number: int, plan: str, header: Header) -> bool:
     """Whether this shard is finished. Raises UserError if it holds other tokens than planned."""
     path = shard_path(out, number, "json")
     try:
-        told = read_json(path)
-        planned = told["plan"]
-    except (OSError, ValueError, KeyError, TypeError):
+        told = read_told(path)
+    except (OSError, ValueError):
         return False
-    if planned != plan:
+    if told.plan != plan:
         raise UserError(f"{path}: holds tokens of other pictures or options: choose another --out, or delete that folder")
     array = path.with_suffix(".npy")
-    return array.is_file() and sha256_of(array) == told.get("sha256")
+    return array.is_file() and sha256_of(array) == told.sha256
 
 
 def _finish(out: Path, header: Header, count: int) -> None:
@@ -214,9 +213,9 @@ def _finish(out: Path, header: Header, count: int) -> None:
     shards, left_out = list[tuple[int, str, str]](), dict[str, str]()
     for number in range(count):
         path = shard_path(out, number, "json")
-        told = read_json(path)
-        shards.append((len(told["names"]), told["sha256"], sha256_of(path)))
-        left_out |= told["left_out"]
+        told = read_told(path)
+        shards.append((len(told.names), told.sha256, sha256_of(path)))
+        left_out |= told.left_out
     if not any(pictures for pictures, _, _ in shards):
         raise UserError(f"none of the {len(left_out)} pictures of {header.split} can be read: see the warnings")
     replace(header, shards=shards, left_out=left_out).write(out)

@@ -77,8 +77,12 @@ def weights_to_go_on_with(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Chooses the weights from which fit resumes: the trained ones, if weights are no longer averaged. Call it when loading a checkpoint.
 
     Raises:
-        UserError: the checkpoint has no optimizer state.
+        UserError: the checkpoint has no optimizer state, or weights that are not finite.
     """
+    for states in ("state_dict", "current_model_state"):
+        for name, tensor in checkpoint.get(states, {}).items():
+            if not bool(tensor.isfinite().all()):
+                raise UserError(f"--ckpt_path: {name} has values that are not finite: the training diverged; give an earlier checkpoint")
     if not is_fitting(trainer):
         return
     if "optimizer_states" not in checkpoint:

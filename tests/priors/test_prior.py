@@ -169,6 +169,8 @@ def test_draws() -> None:
     np.testing.assert_allclose(shares(top_p=0.8), kept / kept.sum(), atol=1e-4)
     edge = draw(torch.tensor([[0.0, 0.0, -math.inf]]), torch.tensor([1 - 2.0**-53], dtype=torch.float64), Sampling())
     assert edge.tolist() == [1], "what is impossible is never drawn"
+    cold = draw(logits.expand(20, -1), uniform[::1000], Sampling(temperature=1e-320))
+    assert set(cold.tolist()) == {int(logits.argmax())}, "the likeliest, at the lowest temperature"
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,10 @@ def test_pictures_do_not_depend_on_their_batch() -> None:
     assert torch.equal(prior.join(drawn)[:, :2].flatten(1, 2), kept)
     with pytest.raises(UserError, match="U: tokenizer .*, but the prior was trained on tokens of"):
         check_fit(prior, small_tokenizer("unet"), "U")
+    for grid, codebook_size, downsampling in (((4, 4, 2), 65536, 8), ((4, 4, 1), 16, 8), ((4, 4, 1), 65536, 16)):
+        forged = Prior(grid, codebook_size, downsampling, tokenizer.fingerprint, width=16, layers=1, heads=2)
+        with pytest.raises(UserError, match="T: has other tokens than the prior"):
+            check_fit(forged, tokenizer, "T")
 
 
 def test_it_learns_what_tokens_have_in_common() -> None:
@@ -258,6 +264,10 @@ def test_files(tmp_path: Path) -> None:
     spoiled.logits.data[0, 0, 0] = math.nan
     spoiled.save_pretrained(tmp_path / "spoiled")
     with pytest.raises(UserError, match="config.json: logits has values that are not finite"):
+        Prior.from_pretrained(tmp_path / "spoiled")
+    spoiled.logits.data = torch.zeros_like(spoiled.logits).to(torch.float8_e4m3fn)
+    spoiled.save_pretrained(tmp_path / "spoiled")
+    with pytest.raises(UserError, match="config.json: fingerprint"):
         Prior.from_pretrained(tmp_path / "spoiled")
     config["prior"]["class_path"] = "subprocess.Popen"
     (tmp_path / "config.json").write_text(json.dumps(config))
