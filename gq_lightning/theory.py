@@ -23,11 +23,6 @@ def kl_bits(mean: Tensor, log_variance: Tensor) -> Tensor:
     return (mean.square() + (torch.expm1(log_variance) - log_variance)) / (2 * math.log(2))
 
 
-def bits_per_pixel(bits_per_position: float, downsampling: int) -> float:
-    """The rate of a grid with one position per ``downsampling`` x ``downsampling`` pixels (arXiv 2512.06609, section 5)."""
-    return bits_per_position / downsampling**2
-
-
 def expected_usage(codebook_size: int, tokens: int) -> float:
     """Expected share of `codebook_size` codewords that `tokens` uniform draws hit: 1 - (1 - 1/K)^T.
 

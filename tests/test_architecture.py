@@ -25,7 +25,7 @@ ALLOWED = {
     "losses": {"weights"},
     "metrics": {"quantizers.base", "theory", "weights"},
     "training": {"backbones.base", "lightning_internals", "losses", "metrics", "quantizers.base", "tokenizer"},
-    "evaluation": {"data", "metrics", "theory", "tokenizer"},
+    "evaluation": {"data", "metrics", "tokenizer"},
     "priors": {"data", "tokenizer", "tokens", "training"},
     # an importer names what it makes
     "importers": {"backbones", "quantizers", "tokenizer"},

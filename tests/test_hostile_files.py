@@ -342,9 +342,9 @@ def test_nothing_is_made_of_what_is_no_number() -> None:
     images = torch.rand(1, 3, 32, 32) * 2 - 1
     tokens = tokenizer.encode(images)
     tokenizer.backbone.decoder.head.bias[0] = float("nan")  # type: ignore[union-attr]
-    refused(lambda: tokenizer.decode(tokens), "images that are not finite")
+    refused(lambda: tokenizer.decode(tokens), "images are not finite")
     tokenizer.backbone.encoder.linear_out.bias[0] = float("inf")  # type: ignore[union-attr]
-    refused(lambda: tokenizer.encode(images), "features that are not finite")
+    refused(lambda: tokenizer.encode(images), "features are not finite")
 
 
 def test_weights_of_several_types(saved: Path) -> None:

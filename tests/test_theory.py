@@ -6,7 +6,6 @@ from scipy.integrate import quad
 from torch.distributions import Normal, kl_divergence
 
 from gq_lightning.theory import (
-    bits_per_pixel,
     deviation_lower_bound,
     deviation_probability,
     deviation_upper_bound,
@@ -45,11 +44,6 @@ def test_kl_bits_is_computed_in_float32_for_half_precision(dtype):
     bits = kl_bits(mean, log_variance)
     assert bits.dtype == torch.float32
     torch.testing.assert_close(bits, kl_bits(mean.float(), log_variance.float()))
-
-
-@pytest.mark.parametrize(("bits", "rate"), [(16, 0.25), (32, 0.5), (64, 1.0)])
-def test_bits_per_pixel_of_the_paper(bits, rate):
-    assert bits_per_pixel(bits, 8) == rate
 
 
 def test_expected_usage_by_hand_and_by_drawing():

@@ -239,7 +239,10 @@ def test_batches_are_resumed_and_shared(small_set: Path, saved: Path, tmp_path: 
 
 
 FORGED: list[dict[str, object]] = [
-    *({"grid": grid} for grid in ([-1, 4, 2], [2**31, 2**31, 2], [10**6, 10**6, 2], [10**30, 1, 1], ["4", 4, 2], [4, 4], "442", [4.0, 4, 2])),
+    *(
+        {"grid": grid}
+        for grid in ([-1, 4, 2], [2**31, 2**31, 2], [10**6, 10**6, 2], [10**30, 1, 1], ["4", 4, 2], [4, 4], "442", [4.0, 4, 2])
+    ),
     *({"codebook_size": size} for size in (0, 2, 2**32 + 1, 10**30, "256", None, 256.0, [256])),
     *({"downsampling": size} for size in (0, -8, "8", None, 8.5)),
     *({"classes": classes} for classes in (None, 5, "ab", [1], ["cats"], {"cats": 0})),
@@ -259,7 +262,9 @@ def test_a_header_that_was_written_with_other_values(fields: dict[str, object], 
         TokenSet(tmp_path / "set")
 
 
-@pytest.mark.parametrize("told", [None, [], {}, {"names": 5}, {"names": None}, {"names": ["a"]}, {"names": [1] * 4}, {"left_out": 5}, {"more": 1}])
+@pytest.mark.parametrize(
+    "told", [None, [], {}, {"names": 5}, {"names": None}, {"names": ["a"]}, {"names": [1] * 4}, {"left_out": 5}, {"more": 1}]
+)
 def test_names_that_are_none(told: object, one_set: Path, tmp_path: Path) -> None:
     shutil.copytree(one_set, tmp_path / "set")
     path = tmp_path / "set/000000.json"
@@ -281,7 +286,9 @@ def test_rows_that_the_header_excludes(field: str, value: int, one_set: Path, tm
         TokenSet(tmp_path / "set")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18), b"\x93NUMPY\x01\x00\x10\x27" + b"(" * 10000], ids=["empty", "zip", "nested"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x05\x06" + bytes(18), b"\x93NUMPY\x01\x00\x10\x27" + b"(" * 10000], ids=["empty", "zip", "nested"]
+)
 def test_arrays_that_are_none(content: bytes, one_set: Path, tmp_path: Path) -> None:
     shutil.copytree(one_set, tmp_path / "set")
     (tmp_path / "set/000000.npy").write_bytes(content)

@@ -14,7 +14,6 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gq_lightning.theory import bits_per_pixel
 from gq_lightning.tokenizer import ImageTokenizer
 
 Format = Literal["table", "json", "markdown"]
@@ -76,7 +75,7 @@ def summarize(tokenizer: ImageTokenizer, image_size: int, training: nn.Module | 
         tokens_per_position=quantizer.tokens_per_position,
         codebook_size=quantizer.codebook_size,
         bits_per_position=quantizer.bits_per_position,
-        bits_per_pixel=bits_per_pixel(quantizer.bits_per_position, tokenizer.downsampling),
+        bits_per_pixel=quantizer.bits_per_position / tokenizer.downsampling**2,
         tokens_per_image=side * side * quantizer.tokens_per_position,
     )
 

@@ -204,7 +204,7 @@ def test_pictures_do_not_depend_on_their_batch() -> None:
     kept = tokenizer.encode(picture)[:, :2].flatten(1, 2)
     drawn = torch.stack(list(sample(prior, torch.tensor([0]), noise(prior, 0, [0]), given=prior.spelling.split(kept))), dim=1)
     assert torch.equal(prior.join(drawn)[:, :2].flatten(1, 2), kept)
-    with pytest.raises(UserError, match="U: tokenizer .*, but the prior was trained on tokens of"):
+    with pytest.raises(UserError, match="U: is tokenizer .*, but the prior was trained on tokens of"):
         check_fit(prior, small_tokenizer("unet"), "U")
     for grid, codebook_size, downsampling in (((4, 4, 2), 65536, 8), ((4, 4, 1), 16, 8), ((4, 4, 1), 65536, 16)):
         forged = Prior(grid, codebook_size, downsampling, tokenizer.fingerprint, width=16, layers=1, heads=2)
