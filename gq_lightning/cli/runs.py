@@ -118,6 +118,8 @@ class RunCommandLine(OwnOptions):
         check_options(lambda option: self._get(self.config, option), self.replaced)
         if (threads := self._get(self.config, "threads")) is not None:
             torch.set_num_threads(threads)
+        if not (parts := Path(name := self._get(self.config, "name")).parts) or ".." in parts:
+            raise UserError(f"--name {name}: leads out of the folder of runs: give a name such as mine")
         run = RunFolder(self._get(self.config, "trainer.default_root_dir"))
         if self.subcommand is not None:
             self._checkpoint = self._find_checkpoint(run)
@@ -132,7 +134,7 @@ class RunCommandLine(OwnOptions):
         """The file that `--ckpt_path` names; None for a new training."""
         asked = self._get(self.config, "ckpt_path")
         path = {"last": run.last, "best": run.best}.get(str(asked), asked)
-        if asked is not None and ("://" in str(path) or Path(path).exists()):
+        if asked and ("://" in str(path) or Path(path).exists()):
             return str(path)
         if self.subcommand == "fit" and asked in (None, "last"):
             if asked:  # so that one command both starts and resumes a run

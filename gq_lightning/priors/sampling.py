@@ -14,7 +14,6 @@ from gq_lightning.data.order import derived_seed
 from gq_lightning.errors import UserError
 from gq_lightning.priors.module import Prior
 
-
 LARGEST_GUIDANCE = 10**6  # float32 logits stay finite
 
 

@@ -12,7 +12,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.priors.counts import counted_bits_per_pixel, uniform_bits_per_pixel
 from gq_lightning.priors.module import Prior
 from gq_lightning.tokens.module import TokenSets
-from gq_lightning.training.optimization import Schedule, adamw, as_asked_for, planned_steps, weights_to_go_on_with
+from gq_lightning.training.optimization import Schedule, adamw, as_asked_for, check_adamw, planned_steps, weights_to_go_on_with
 
 Batch = tuple[Tensor, Tensor]
 
@@ -44,6 +44,7 @@ class PriorTraining(LightningModule):
         label_dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        check_adamw("model", learning_rate, betas, weight_decay, warmup_steps)
         if not 0 <= label_dropout < 1:
             raise UserError(f"model.label_dropout {label_dropout}: give a share from 0 to below 1")
         self.prior, self.label_dropout = prior, label_dropout

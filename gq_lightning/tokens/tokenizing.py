@@ -30,7 +30,7 @@ from gq_lightning.distributed import rank, ranks, wait_for_all
 from gq_lightning.errors import UserError, printable
 from gq_lightning.files import write_whole
 from gq_lightning.tokens.codec import Tokenizer
-from gq_lightning.tokens.token_set import NO_CLASS, Header, Told, TokenSet, read_told, sha256_of, shard_path
+from gq_lightning.tokens.token_set import NO_CLASS, Header, TokenSet, Told, read_told, sha256_of, shard_path
 
 logger = logging.getLogger("gq_lightning.data")
 

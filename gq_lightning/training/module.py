@@ -23,7 +23,15 @@ from gq_lightning.metrics import ReconstructionMetrics, numbers
 from gq_lightning.metrics.codebook import collapse
 from gq_lightning.quantizers.base import Quantized, Quantizer
 from gq_lightning.tokenizer import ImageTokenizer
-from gq_lightning.training.optimization import Schedule, adamw, as_asked_for, planned_steps, take_step, weights_to_go_on_with
+from gq_lightning.training.optimization import (
+    Schedule,
+    adamw,
+    as_asked_for,
+    check_adamw,
+    planned_steps,
+    take_step,
+    weights_to_go_on_with,
+)
 
 Trained = Literal["all", "decoder"]
 
@@ -86,9 +94,9 @@ class TokenizerTraining(LightningModule):
         super().__init__()
         if accumulate < 1 or (gradient_clip is not None and gradient_clip <= 0):
             raise UserError(f"model.accumulate: {accumulate} must be at least 1, model.gradient_clip: {gradient_clip} positive")
-        if not (0 <= learning_rate < math.inf and weight_decay >= 0 and warmup_steps >= 0 and all(0 <= beta < 1 for beta in betas)):
-            wrong = f"model.learning_rate {learning_rate}, weight_decay {weight_decay}, warmup_steps {warmup_steps}, betas {betas}"
-            raise UserError(f"{wrong}: none may be negative, nor the learning rate infinite, nor a beta 1 or more")
+        check_adamw("model", learning_rate, betas, weight_decay, warmup_steps)
+        if adversary is not None:
+            check_adamw("model.adversary", adversary.learning_rate or 0.0, adversary.betas)
         # two optimizers with separate backward passes need Lightning's manual optimization
         self.automatic_optimization = False
         if train not in get_args(Trained):

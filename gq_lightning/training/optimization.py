@@ -35,6 +35,13 @@ def planned_steps(trainer: Trainer, accumulate: int) -> float:
     return steps
 
 
+def check_adamw(where: str, learning_rate: float, betas: tuple[float, float], weight_decay: float = 0, warmup_steps: int = 0) -> None:
+    """Raises UserError for settings that `adamw` cannot use. Constructors call it, so that a run is refused before it replaces another."""
+    if not (0 <= learning_rate < math.inf and weight_decay >= 0 and warmup_steps >= 0 and all(0 <= beta < 1 for beta in betas)):
+        wrong = f"{where}.learning_rate {learning_rate}, weight_decay {weight_decay}, warmup_steps {warmup_steps}, betas {betas}"
+        raise UserError(f"{wrong}: none may be negative, nor the learning rate infinite, nor a beta 1 or more")
+
+
 def adamw(
     parameters: Iterable[nn.Parameter],
     learning_rate: float,

@@ -212,3 +212,17 @@ def test_bad_input_is_one_line(run: Path, folder: Path, tmp_path: Path, capfd: p
     assert fit(folder, "bad", f"--data.init_args.root={tmp_path}") == 2
     assert "no token set" in capfd.readouterr().err
     assert not (folder / "runs/bad").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(f"--model.{name}=-1" for name in ("learning_rate", "weight_decay", "warmup_steps")),
+        "--model.betas=[2,3]",
+        "--ckpt_path=",
+        "--name=..",
+    ],
+)
+def test_options_without_sense(option: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert fit(folder, "refused", f"--{option}", f"--runs={tmp_path}/runs") == 2
+    assert option.partition("=")[0].rpartition(".")[2] in capfd.readouterr().err and not list(tmp_path.rglob("*.yaml"))
