@@ -395,7 +395,7 @@ def test_every_console_takes_names_as_they_are() -> None:
 def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     picture(4, 4).save(tmp_path / "a.png")
     [encoded] = encode_pictures(Averages(), [tmp_path / "a.png"], tmp_path / "out", progress=False)
-    other = Averages(fingerprint="b" * 64)
+    other = Averages(fingerprint="b" * 64, tokens_fingerprint="b" * 64)
     with pytest.raises(UserError, match=r"a\.png\.tokens.*made by tokenizer aaaaaaaaaaaa, this one is bbbbbbbbbbbb.*any_tokenizer"):
         decode_pictures(other, [encoded], tmp_path / "out", progress=False)
     [decoded] = decode_pictures(other, [encoded], tmp_path / "out", progress=False, any_tokenizer=True)
