@@ -44,7 +44,7 @@ INTERNALS = {
     "DDPStrategy": ("cluster_environment",),
     "SubprocessLauncher": ("kill",),
     "LightningOptimizer": ("_on_after_step", "_on_before_step"),
-    "LightningCLI": ("_get", "_parse_ckpt_path"),
+    "LightningCLI": ("_get", "_parse_ckpt_path", "_parser"),
     "RichProgressBar": ("_get_train_description", "_stop_progress"),
 }
 # the progress entries used from a checkpoint
@@ -75,6 +75,11 @@ class OwnOptions(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         pass
+
+    def changed_options(self) -> str:
+        """YAML of the subcommand's options that differ from their defaults."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        return self._parser(self.subcommand).dump(config, skip_default=True)
 
 
 def explain_restoring(trainer: Trainer) -> None:

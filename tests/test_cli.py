@@ -72,7 +72,7 @@ def test_tensorboard_events(run: Path) -> None:
     assert {"loss", "loss/reconstruction", "loss/penalty", "val/psnr", "val/gaussian_psnr", "images_per_second", "memory_gib"} <= scalars
     assert {"tdc/lambda_min", "tdc/lambda_mean", "tdc/lambda_max", "bits/min", "bits/mean", "bits/max", "final/psnr"} <= scalars
     assert events.Tags()["histograms"] == ["bits_per_token"]
-    assert events.Tags()["images"] == ["reconstructions"]
+    assert events.Tags()["images"] == ["reconstructions", "whole/0", "whole/1"]
     # 20 steps of a factor 1.01 up or down, logged every 5
     moves = {round(np.log(event.value) / np.log(1.01)) for event in events.Scalars("tdc/lambda_mean")}
     assert moves
@@ -263,7 +263,7 @@ def test_tools_name_the_missing_file(tmp_path: Path, capfd: pytest.CaptureFixtur
         assert str(tmp_path) in capfd.readouterr().err
     (tmp_path / "no.ckpt").write_bytes(b"something else")
     assert main(["convert", str(tmp_path / "no.ckpt"), "--out", str(tmp_path / "out")]) == 2
-    assert "no checkpoint" in capfd.readouterr().err
+    assert "not a checkpoint" in capfd.readouterr().err
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

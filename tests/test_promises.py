@@ -321,10 +321,10 @@ def test_whatever_the_logger_is(loggers: list[str], fit: list[str], tmp_path: Pa
         if f"test_promises.{kind.__name__}" in loggers:
             seen = kind.seen
             assert sorted(seen["metrics"]) == [2, 3] and {"loss", "val/psnr", "final/psnr", "lr-AdamW/pg1"} <= set(seen["metrics"][3])
-            assert [(key, step) for key, _, step in seen["pictures"]] == [("reconstructions", 3)]
+            assert [(key, step) for key, _, step in seen["pictures"]] == [(name, 3) for name in ("reconstructions", "whole/0", "whole/1")]
     if "lightning.pytorch.loggers.TensorBoardLogger" in loggers:
         boards = sorted({str(path.parent) for path in (tmp_path / "board").rglob("events.*")})
-        assert EventAccumulator(boards[-1]).Reload().Tags()["images"] == ["reconstructions"]
+        assert EventAccumulator(boards[-1]).Reload().Tags()["images"] == ["reconstructions", "whole/0", "whole/1"]
 
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=slow), 3])

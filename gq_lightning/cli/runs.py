@@ -184,8 +184,7 @@ class RunCommandLine(OwnOptions):
         elif logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(run.path.parent, name=run.path.name, version="")
         if kwargs.get("logger", logger):
-            parser, config = self._parser(self.subcommand), self.config[self.subcommand] if self.subcommand else self.config
-            own = settings(yaml.safe_load(parser.dump(config, skip_default=True)))
+            own = settings(yaml.safe_load(self.changed_options()))
             callbacks += [LearningRateMonitor("step"), Dashboard(own, *self.dashboard())]
         checkpoint = self._get(self.config_init, "checkpoint")
         if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == run.best.stem:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gq_lightning.backbones.base import Backbone
 from gq_lightning.errors import UserError
-from gq_lightning.lightning_internals import log_by_step, log_complete_steps
+from gq_lightning.lightning_internals import is_fitting, log_by_step, log_complete_steps
 from gq_lightning.losses.adversary import Adversary
 from gq_lightning.losses.reconstruction import ReconstructionLoss
 from gq_lightning.metrics import ReconstructionMetrics, numbers
@@ -193,8 +193,9 @@ class TokenizerTraining(LightningModule):
         if not values:  # on all ranks alike
             raise UserError("none of the evaluation set's pictures can be read (see the warnings): repair them, or evaluate others")
         # all ranks have computed the same values; sync_dist tells Lightning so
-        for name, value in values.items():
-            self.log(f"{prefix}/{name}", float(value), sync_dist=True, logger=not numbers()[name].constant)
+        constant = [name for name in values if is_fitting(self.trainer) and numbers()[name].constant]
+        self.log_dict({f"{prefix}/{name}": float(value) for name, value in values.items() if name not in constant}, sync_dist=True)
+        self.log_dict({f"{prefix}/{name}": float(values[name]) for name in constant}, sync_dist=True, logger=False)
         # an untrained encoder gives nearly the same tokens for all images
         if not self.trainer.sanity_checking and (warning := collapse(values)) is not None:
             rank_zero_warn(warning)

@@ -54,7 +54,8 @@ def test_it_is_pillows_bilinear_filter_and_truncates() -> None:
 class Recorder:
     """A tokenizer that keeps what it is to encode."""
 
-    downsampling, fixed_image_size, codebook_size, tokens_per_position, fingerprint = 8, None, 4, 1, "a" * 64
+    downsampling, fixed_image_size, codebook_size, tokens_per_position = 8, None, 4, 1
+    fingerprint = tokens_fingerprint = "a" * 64
 
     def __init__(self) -> None:
         self.images: list[Tensor] = []

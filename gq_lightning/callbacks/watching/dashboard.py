@@ -33,7 +33,7 @@ class Dashboard(Callback):
                 # at the start, so that the table also has unfinished runs
                 experiment, start, _ = self._row()
                 for summary in (experiment, start):
-                    logger.experiment._get_file_writer().add_summary(summary)
+                    logger.experiment.file_writer.add_summary(summary)
                 sections = {
                     section: {title: ["Multiline", list(tags)] for title, tags in charts.items()} for section, charts in self.charts.items()
                 }
@@ -44,7 +44,7 @@ class Dashboard(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment._get_file_writer().add_summary(self._row()[2])
+                logger.experiment.file_writer.add_summary(self._row()[2])
                 logger.save()
 
     def _row(self) -> tuple[Any, Any, Any]:
