@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gq_lightning.data import to_picture
 
-TITLE, GAP = 30, 6
+GAP = 6
 
 
 def panel(original: Tensor, decoded: Tensor, bits: Tensor | None = None) -> Image.Image:
@@ -30,13 +30,15 @@ def panel(original: Tensor, decoded: Tensor, bits: Tensor | None = None) -> Imag
         low, high = (lowest, highest) if highest - lowest > 0.05 else (lowest - 1, highest + 1)
         cells.append((f"bits per token, {lowest:.1f} to {highest:.1f}", heat_map(bits.float().mean(-1), low, high)))
     height, width = original.shape[-2:]
-    canvas = Image.new("RGB", (2 * width + 3 * GAP, 2 * (height + TITLE) + GAP), "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(20)
+    size = max(20, width // 14)  # readable when TensorBoard shows the panel at a third of its size
+    title_height = 3 * size // 2
+    canvas = Image.new("RGB", (2 * width + 3 * GAP, 2 * (height + title_height) + GAP), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
     for number, (title, picture) in enumerate(cells):
         row, column = divmod(number, 2)
-        left, top = GAP + column * (width + GAP), row * (height + TITLE)
-        pen.text((left, top + TITLE // 2), title, fill="black", font=font, anchor="lm")
-        canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (left, top + TITLE))
+        left, top = GAP + column * (width + GAP), row * (height + title_height)
+        pen.text((left, top + title_height // 2), title, fill="black", font=font, anchor="lm")
+        canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (left, top + title_height))
     return canvas
 
 
