@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from published_networks import VIT, reference
 
-from gq_lightning import ImageTokenizer, UserError, read_tokens
+from gq_lightning import ImageTokenizer, UserError, read_tokens, write_tokens
 from gq_lightning.callbacks import CheckpointFiles
-from gq_lightning.data.shards import Shards
+from gq_lightning.data import Shards
 from gq_lightning.data.shards.writing import write_shards
 from gq_lightning.importers.authors import import_checkpoint
 from gq_lightning.tokenizer.checkpoint import load_checkpoint
@@ -171,7 +171,10 @@ class Kinds:
         backbone = {"class_path": "gq_lightning.backbones.VisionTransformer", "init_args": VIT}
         self.sizes.write_text(json.dumps({"model": {"backbone": backbone}}))
         self.state = self.content["state_dict"]
-        self.written = read_tokens(KEPT / "picture.tokens.safetensors").tokens
+        kept = read_tokens(KEPT / "picture.tokens.safetensors")
+        self.written = kept.tokens
+        write_tokens(folder / "whole.tokens", kept)
+        self.coded = (folder / "whole.tokens").read_bytes()
         self.fingerprint = ImageTokenizer.from_pretrained(KEPT / "tokenizer").fingerprint
         pictures = folder / "pictures"
         pictures.mkdir()
@@ -182,6 +185,11 @@ class Kinds:
     def tokens_file(self, draw: random.Random) -> None:
         path = self.folder / "a.tokens.safetensors"
         path.write_bytes(damage(draw, self.tokens))
+        assert torch.equal(read_tokens(path).tokens, self.written), "other tokens"
+
+    def coded_file(self, draw: random.Random) -> None:
+        path = self.folder / "a.tokens"
+        path.write_bytes(damage(draw, self.coded))
         assert torch.equal(read_tokens(path).tokens, self.written), "other tokens"
 
     def tokenizer(self, draw: random.Random) -> None:
@@ -232,6 +240,7 @@ class Kinds:
 
 KINDS = {
     "tokens": Kinds.tokens_file,
+    "coded": Kinds.coded_file,
     "tokenizer": Kinds.tokenizer,
     "convert": Kinds.convert,
     "resume": Kinds.resume,
