@@ -77,7 +77,7 @@ class OwnOptions(LightningCLI):
         pass
 
     def changed_options(self) -> str:
-        """YAML of the subcommand's options that differ from their defaults."""
+        """YAML of the subcommand's options without those at their defaults. The arguments of chosen classes are complete."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         return self._parser(self.subcommand).dump(config, skip_default=True)
 

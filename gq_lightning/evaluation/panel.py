@@ -5,6 +5,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from gq_lightning.data import to_picture
+from gq_lightning.metrics.reconstruction import to_255
 
 GAP = 6
 
@@ -16,7 +17,7 @@ def panel(original: Tensor, decoded: Tensor, bits: Tensor | None = None) -> Imag
         original, decoded: (3, H, W) in [-1, 1].
         bits: (h, w, n), for each token; the map shows the mean of a position's n tokens.
     """
-    error = (to_levels(decoded) - to_levels(original)).abs().mean(0)
+    error = (to_255(decoded.cpu()) - to_255(original.cpu())).abs().mean(0)
     # the largest errors, on a few edges, would leave the rest dark
     most = max(1.0, float(error.flatten().quantile(0.99)))
     cells = [
@@ -47,7 +48,3 @@ def heat_map(values: Tensor, low: float, high: float) -> Image.Image:
     levels = ((values.float().cpu() - low) / (high - low)).clamp(0, 1) * 255
     grey = Image.fromarray(levels.round().to(torch.uint8).numpy())
     return ImageOps.colorize(grey, black="#000004", mid="#bc3754", white="#fcffa4")
-
-
-def to_levels(image: Tensor) -> Tensor:
-    return (image.float().cpu().clamp(-1, 1) + 1) * 127.5

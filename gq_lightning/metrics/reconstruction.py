@@ -77,10 +77,10 @@ class ReconstructionMetrics(nn.Module):
         if not len(images):
             return
         with torch.autocast(images.device.type, enabled=False):
-            originals = _to_255(images)
-            self.of_tokens.update(originals=originals, images=_to_255(reconstructions), tokens=tokens, bits=bits)
+            originals = to_255(images)
+            self.of_tokens.update(originals=originals, images=to_255(reconstructions), tokens=tokens, bits=bits)
             if gaussian is not None:
-                self.of_gaussian.update(originals=originals, images=_to_255(gaussian))
+                self.of_gaussian.update(originals=originals, images=to_255(gaussian))
 
     def compute(self) -> dict[str, float | int]:
         """The metrics over all images of all processes, as plain numbers by name, without those that could not be measured.
@@ -101,5 +101,6 @@ class ReconstructionMetrics(nn.Module):
         return result | {"versions": {package.replace("-", "_"): version(package) for package in PACKAGES}}
 
 
-def _to_255(images: Tensor) -> Tensor:
+def to_255(images: Tensor) -> Tensor:
+    """Images in [-1, 1], clamped, to float32 on the scale 0..255."""
     return (images.float().clamp(-1, 1) + 1) * 127.5
