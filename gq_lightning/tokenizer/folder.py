@@ -106,7 +106,8 @@ def read_folder(folder: str | Path, kind: Kind = "tokenizer") -> tuple[Any, dict
             actual = hashlib.sha256(weights).hexdigest()
             if actual == expected:
                 try:
-                    return config[kind], _widened(load(weights), config["weights"].get("stored")), config
+                    state = dict(sorted(load(weights).items()))  # safetensors gives them in another order each time
+                    return config[kind], _widened(state, config["weights"].get("stored")), config
                 except (SafetensorError, ValueError, KeyError) as error:
                     raise UserError(f"{folder / WEIGHTS}: not a safetensors file ({error}): copy it again") from error
     if not actual:

@@ -1,5 +1,6 @@
 """save_pretrained, from_pretrained and push_to_hub, as in huggingface_hub's mixin."""
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -155,7 +156,8 @@ def _is_of_this_package(description: Any) -> bool:
 
 def _check_weights(state: Mapping[str, Tensor], quantizer: Mapping[str, Tensor]) -> None:
     """Raises UserError unless all weights are finite, the backbone's share one floating-point type and the quantizer's have their own."""
-    dtype = next((tensor.dtype for name, tensor in state.items() if name.startswith("backbone.") and tensor.dtype in FLOATS), None)
+    dtypes = Counter(tensor.dtype for name, tensor in state.items() if name.startswith("backbone.") and tensor.dtype in FLOATS)
+    dtype = dtypes.most_common(1)[0][0] if dtypes else None  # the few that differ are named, not the many
     for name, tensor in state.items():
         wanted = quantizer.get(name.removeprefix("quantizer."), tensor).dtype if name.startswith("quantizer.") else dtype
         if tensor.dtype != wanted and (tensor.dtype.is_floating_point or name.startswith("quantizer.")):
