@@ -59,25 +59,27 @@ def shown(path: str) -> str:
     if file.suffix == ".ipynb":
         cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
         return "\n\n".join(words if kind == "markdown" else f"```python\n{words}\n```" for kind, words in cells)
-    return f"# {path}\n\n````{file.suffix[1:]}\n{text}\n````"
+    return f"---\nhide: [toc]\n---\n# {path}\n\n````{file.suffix[1:]}\n{text}\n````"
 
 
 def api() -> str:
-    return "# Python API\n\nWhat the package's rooms export.\n\n" + "\n\n".join(f"::: {room}" for room in PUBLIC)
+    return "# Python API\n\nWhat the package's rooms export.\n\n" + "\n\n".join(f"::: {room}" for room in PUBLIC).replace(
+        "::: gq_lightning\n", "::: gq_lightning\n    options: {inherited_members: true}\n"
+    )
 
 
 def help_of(command: str) -> str:
     """What --help prints, without the list of all options that precedes their descriptions."""
     from gq_lightning.cli.main import main
 
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "92"
     text = StringIO()
     with redirect_stdout(text):
         try:
             main([*command.split(), "--help"])
         except SystemExit as end:
             assert end.code in (0, None), command
-    return text.getvalue()
+    return text.getvalue().replace(" \b", "")  # which jsonargparse prints before an optional value
 
 
 def options(text: str) -> list[str]:
