@@ -90,7 +90,7 @@ test-all: weights  ## all tests, including those that take minutes, with coverag
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not web" --cov --cov-report=term
 
 site: $(READY)  ## build the documentation in site/; every warning is an error
-	$(VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict  # its theme's authors warn of a successor of mkdocs
 
 lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -89,13 +89,16 @@ def options(text: str) -> list[str]:
 
 def commands() -> str:
     """The page of all commands. The options of fit stand once: of a command that shares them, the page shows the others."""
-    from gq_lightning.cli.main import TRAINING, tools, usage
+    from gq_lightning.cli.main import CONFIGURED, TRAINING, tools
 
     def section(command: str, text: str) -> str:
         return f"\n## {command}\n\n```text\n{text.strip()}\n```\n"
 
     whole = help_of("fit")
-    page = f"# Command line\n\n```text\n{usage()}```\n" + section("fit", whole.partition("\n\n")[2])
+    page = "# Command line\n\n`python -m gq_lightning COMMAND`, or `gq_lightning COMMAND`:\n\n| | |\n|---|---|\n"
+    for command, line in (TRAINING | CONFIGURED | tools()).items():
+        page += f"| [`{command}`](#{command if command != 'prior' else 'prior-fit'}) | {line} |\n"
+    page += section("fit", whole.partition("\n\n")[2])
     for command in [name for name in TRAINING if name != "fit"] + ["prior fit", "prior validate"]:
         text = help_of(command)
         own, shared = [[entry for entry in options(text) if (entry in whole) == both] for both in (False, True)]
