@@ -1,7 +1,7 @@
 """Pages of the site that are no files of docs/: what links lead to outside of docs/, the commands' own --help, the Python API.
 
-A file of the repository has the same path in the site, without docs/. Text that is not Markdown is shown as a page of code, and a notebook as text
-and code. So a link works in the repository and in the site alike.
+A file of the repository has the same path in the site, without docs/. Text that is not Markdown is shown as a page of code, and a
+notebook as text and code. So a link works in the repository and in the site alike.
 """
 
 import json
@@ -9,7 +9,6 @@ import os
 import posixpath
 import re
 import sys
-from collections.abc import Iterable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -25,8 +24,11 @@ OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/tokens.ipyn
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
 COPIED = {".md", ".png", ".jpg", ".svg"}
 # rooms of the package whose `__all__` is public
-PUBLIC = ("gq_lightning", "gq_lightning.tokens", "gq_lightning.quantizers", "gq_lightning.backbones", "gq_lightning.data",
-          "gq_lightning.losses", "gq_lightning.metrics", "gq_lightning.training.module", "gq_lightning.callbacks", "gq_lightning.priors")  # fmt: skip
+PUBLIC = (
+    "gq_lightning",
+    *(f"gq_lightning.{room}" for room in ("tokens", "quantizers", "backbones", "data", "losses", "metrics")),
+    *(f"gq_lightning.{room}" for room in ("training.module", "callbacks", "priors")),
+)
 
 
 def place(path: str) -> str:
@@ -131,4 +133,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Makes links lead to where the site has the files."""
     here = page.file.src_uri
     found = links(source(here), markdown)
-    return LINK.sub(lambda link: posixpath.relpath(place(found[link[0]]), posixpath.dirname(here) or ".") if link[0] in found else link[0], markdown)
+    return LINK.sub(
+        lambda link: posixpath.relpath(place(found[link[0]]), posixpath.dirname(here) or ".") if link[0] in found else link[0], markdown
+    )

@@ -42,7 +42,10 @@ def name(path: Path) -> str:
 def python_blocks(path: Path) -> list[str]:
     """Each behind as many empty lines that a traceback shows the page's line."""
     text = path.read_text()
-    return ["\n" * text[: found.start(1)].count("\n") + found[1] for found in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
+    return [
+        "\n" * text[: found.start(1)].count("\n") + found[1]
+        for found in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
 
 
 SHOWN = [path for path in PAGES if python_blocks(path)]
@@ -162,7 +165,9 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(line, monkeypatch)
 
 
-@pytest.mark.parametrize("line", ["fit --config configs/demo.yaml --nome x", "encode a.png --tokeniser T --out o", "summary --config configs/x.yaml"])
+@pytest.mark.parametrize(
+    "line", ["fit --config configs/demo.yaml --nome x", "encode a.png --tokeniser T --out o", "summary --config configs/x.yaml"]
+)
 def test_a_wrong_command_is_found(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((Exception, SystemExit)):
         check(line, monkeypatch)
@@ -184,7 +189,11 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
     for target, anchor in re.findall(r"\]\((?!\w+:)([^)\s#]*)(?:#([^)\s]*))?\)", text):
         file = path.parent / target if target else path
         assert file.exists(), target
-        headings = [re.sub(r"[^\w\s-]", "", line.strip("# ").lower()).replace(" ", "-") for line in re.findall(r"^#.*", file.read_text(), re.M)] if anchor else []
+        headings = (
+            [re.sub(r"[^\w\s-]", "", line.strip("# ").lower()).replace(" ", "-") for line in re.findall(r"^#.*", file.read_text(), re.M)]
+            if anchor
+            else []
+        )
         assert not anchor or anchor in headings, f"{target}#{anchor}"
 
 

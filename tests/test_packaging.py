@@ -70,7 +70,11 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 
 
 def test_the_version_stands_in_one_place() -> None:
-    written = [path for path in (ROOT / "pyproject.toml", ROOT / "setup.py", *(ROOT / "gq_lightning").rglob("*.py")) if VERSION.search(path.read_text())]
+    written = [
+        path
+        for path in (ROOT / "pyproject.toml", ROOT / "setup.py", *(ROOT / "gq_lightning").rglob("*.py"))
+        if VERSION.search(path.read_text())
+    ]
     assert written == [ROOT / "gq_lightning/__init__.py"]
 
 
