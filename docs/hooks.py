@@ -71,7 +71,7 @@ def api() -> str:
 
 
 def help_of(command: str) -> str:
-    """What --help prints, without the list of all options that precedes their descriptions."""
+    """What --help prints."""
     from gq_lightning.cli.main import main
 
     os.environ["COLUMNS"] = "92"
