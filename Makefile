@@ -89,7 +89,7 @@ test-web: $(READY)  ## try the page of `web` in a headless Chromium, installed i
 test-all: weights  ## all tests, including those that take minutes, with coverage
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not web" --cov --cov-report=term
 
-site: $(READY)  ## build the documentation in site/; every warning is an error
+site: $(READY)  ## build the documentation in site/, where every warning is an error; read it by `python3 -m http.server -d site`
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict  # its theme's authors warn of a successor of mkdocs
 
 lint: $(READY)  ## ruff and mypy
