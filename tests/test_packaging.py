@@ -1,19 +1,24 @@
 """What is installed works without the repository: the configs are in the wheel, and found from any folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
 
+import gq_lightning
 from gq_lightning import UserError
 from gq_lightning.cli.configs import find_config, packaged, with_configs
 
 ROOT = Path(__file__).parents[1]
+BOX = ROOT / "gq_lightning/box"
+VERSION = re.compile(rf"""version\w* *= *["']{re.escape(gq_lightning.__version__)}["']|__version__ = ["']""")
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, f'build_{sys.argv[1]}')(sys.argv[2]))"
 
 
@@ -21,6 +26,7 @@ def build(what: str, source: Path, out: Path) -> Path:
     """A wheel or an sdist of a copy of the repository's own files: setuptools writes beside them."""
     done = subprocess.run([sys.executable, "-c", BUILD, what, str(out)], cwd=source, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "absent from the `packages`" not in done.stderr, "setuptools will leave out a folder of data"
     return out / done.stdout.split()[-1]
 
 
@@ -44,12 +50,32 @@ def test_the_wheel_has_all_files_and_the_configs(wheel: Path) -> None:
     found = set(contents(wheel))
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gq_lightning").rglob("*") if path.suffix in (".py", ".cpp", ".typed")}
     configs = {f"gq_lightning/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*") if path.is_file()}
-    assert len(configs) > 20
-    assert code | configs | {"gq_lightning/py.typed"} <= found
+    box = {path.relative_to(ROOT).as_posix() for path in BOX.rglob("*") if path.is_file()}
+    assert len(configs) > 20 and len(box) == 10 and any(name.endswith(".cpp") for name in code)
+    assert code | configs | box | {"gq_lightning/py.typed"} <= found
     assert {name.split("/")[0].split("-")[0] for name in found} == {"gq_lightning"}
     entry_points = next(name for name in found if name.endswith("entry_points.txt"))
     with zipfile.ZipFile(wheel) as archive:
         assert "gq_lightning = gq_lightning.cli.main:main" in archive.read(entry_points).decode()
+
+
+def test_the_wheel_says_what_it_is(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        path = next(name for name in archive.namelist() if name.endswith("/METADATA"))
+        metadata = HeaderParser().parsestr(archive.read(path).decode())
+    assert metadata["Version"] == gq_lightning.__version__
+    assert metadata["Requires-Python"] == ">=3.11"
+    pythons = {f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")}
+    assert pythons <= set(metadata.get_all("Classifier", []))
+
+
+def test_the_version_stands_in_one_place() -> None:
+    written = [
+        path
+        for path in (ROOT / "pyproject.toml", ROOT / "setup.py", *(ROOT / "gq_lightning").rglob("*.py"))
+        if VERSION.search(path.read_text())
+    ]
+    assert written == [ROOT / "gq_lightning/__init__.py"]
 
 
 def test_the_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
