@@ -25,6 +25,7 @@ logger = logging.getLogger("gq_lightning.search")
 
 # contraction to fused multiply-adds would round a score differently from torch's
 FLAGS = ("-O3", "-std=c++17", "-mavx2", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 
 
 def library(name: str, compile: bool = True) -> ctypes.CDLL | None:
@@ -41,7 +42,7 @@ def path(name: str) -> Path:
 
 @cache  # reading the source takes longer than a small search
 def _digest(name: str) -> str:
-    return hashlib.sha256(_source(name).read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    return hashlib.sha256(_source(name).read_bytes() + " ".join(_flags()).encode()).hexdigest()[:16]
 
 
 def call(function: Callable[..., None], *arguments: Tensor | int | float) -> None:
@@ -57,6 +58,11 @@ def _argument(value: Tensor | int | float) -> ctypes.c_void_p | ctypes.c_int64 |
 
 def _source(name: str) -> Path:
     return Path(__file__).with_name(f"{name}.cpp")
+
+
+def _flags() -> tuple[str, ...]:
+    """For this processor, so that a cache shared by different machines holds one library for each kind."""
+    return FLAGS + AVX512 if torch.cpu._is_avx512_supported() else FLAGS
 
 
 @cache
@@ -85,6 +91,6 @@ def _compile(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / target.name
-        subprocess.run([compiler, *FLAGS, str(source), "-o", str(made)], check=True, capture_output=True, text=True)
+        subprocess.run([compiler, *_flags(), str(source), "-o", str(made)], check=True, capture_output=True, text=True)
         with whole_file(target) as file:
             file.write(made.read_bytes())
