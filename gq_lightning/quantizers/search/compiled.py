@@ -26,13 +26,17 @@ logger = logging.getLogger("gq_lightning.search")
 # contraction to fused multiply-adds would round a score differently from torch's
 FLAGS = ("-O3", "-std=c++17", "-mavx2", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+# by name, None where compiling failed; looking for the file takes longer than the search for one token
+_loaded: dict[str, ctypes.CDLL | None] = {}
 
 
 def library(name: str, compile: bool = True) -> ctypes.CDLL | None:
     """The functions of NAME.cpp next to this file, or None if they are not available. With `compile` False, only if compiled before."""
     if os.environ.get("GQ_LIGHTNING_COMPILE") == "0" or not _has_avx2():
         return None
-    return _load(name) if compile or path(name).exists() else None
+    if name not in _loaded and (compile or path(name).exists()):
+        _loaded[name] = _load(name)
+    return _loaded.get(name)
 
 
 def path(name: str) -> Path:
@@ -70,7 +74,6 @@ def _has_avx2() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64") and torch.cpu._is_avx2_supported()
 
 
-@cache
 def _load(name: str) -> ctypes.CDLL | None:
     made = path(name)
     try:
