@@ -55,7 +55,10 @@ class CIFARSet(PictureSet):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return scale_pixels(self.prepare(self.images[index][0]))
+        return scale_pixels(self.pixels(index))
+
+    def pixels(self, index: int) -> Tensor:
+        return self.prepare(self.images[index][0])
 
     def name(self, index: int) -> str:
         return f"{self.split}/{index:05d}"

@@ -1,6 +1,9 @@
 """From a picture set to batches: broken pictures are replaced, left out, or stop the run.
 
-    PictureSet --Guarded--> Tensor | UserError | None --collate--> batch | UserError --Loader--> batch, or raises
+    PictureSet --Guarded--> Tensor | UserError | None --collate--> batch | UserError --Loader--> images, or raises
+
+Pixels travel as uint8, a quarter of the bytes, until `as_images` converts them: in the data module's hook on the device, in the Loader
+without a trainer.
 
 Worker processes return errors as values, because a raised exception would arrive with a traceback in its message.
 """
@@ -17,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from gq_lightning.data.order import Place, Shuffled, random_numbers
-from gq_lightning.data.pictures.reading import BrokenImage
+from gq_lightning.data.pictures.reading import BrokenImage, as_images
 from gq_lightning.data.sets import PictureSet
 from gq_lightning.distributed import is_distributed
 from gq_lightning.errors import UserError
@@ -66,7 +69,7 @@ class Guarded(Dataset[Tensor | UserError | None]):
         for candidate in (candidate % len(self) for candidate in candidates):
             if not self.broken[candidate]:
                 try:
-                    return self.pictures[candidate]
+                    return self.pictures.pixels(candidate)
                 except BrokenImage as error:
                     if self.when_broken == "stop":
                         return error
@@ -90,7 +93,7 @@ class Guarded(Dataset[Tensor | UserError | None]):
 
 
 def collate(items: list[Tensor | UserError | None]) -> Tensor | UserError:
-    """A batch (B, 3, H, W) of the readable pictures (B may be 0), or the first error, which the loader raises."""
+    """A batch (B, 3, H, W), uint8 or float32, of the readable pictures (B may be 0), or the first error, which the loader raises."""
     errors = [item for item in items if isinstance(item, UserError)]
     if errors:
         return errors[0]
@@ -104,10 +107,17 @@ class Loader(DataLoader[Any]):
     With a Shuffled sampler it is stateful in Lightning's sense: `state_dict` records the epoch and how many of its pictures all ranks
     have consumed, however far the workers have read ahead. After `load_state_dict` the epoch continues with the next picture, without
     reading the earlier ones, even with another batch size or number of ranks.
+
+    Args:
+        to_trainer: leave uint8 pixels as they are, for the data module's hook to convert them on the device.
     """
 
     _epoch = _pictures = 0  # the epoch, and its pictures consumed so far
     _resumed = (0, 0)  # the resumed epoch, and its pictures consumed before this loader was made
+
+    def __init__(self, *arguments: Any, to_trainer: bool = False, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.to_trainer = to_trainer
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         order = self.sampler if isinstance(self.sampler, Shuffled) else None
@@ -125,7 +135,7 @@ class Loader(DataLoader[Any]):
                     del batch
             if len(batch):
                 empty = False
-                yield batch
+                yield batch if self.to_trainer or not isinstance(batch, Tensor) else as_images(batch)
         if empty and isinstance(self.dataset, Guarded):
             if not is_distributed():
                 raise self.dataset.all_broken()

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule
 from gq_lightning.construction import Size, shortened, sides
 from gq_lightning.data.loading import Guarded, Loader, collate, heed_only_the_parent
 from gq_lightning.data.order import InTurn, Shuffled
-from gq_lightning.data.pictures.reading import INTERPOLATION
+from gq_lightning.data.pictures.reading import INTERPOLATION, as_images
 from gq_lightning.data.sets import PictureSet, fingerprint
 from gq_lightning.distributed import rank, ranks
 from gq_lightning.errors import UserError
@@ -118,6 +118,7 @@ class ResumableDataModule(LightningDataModule, ABC):
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=self._collate,
+            to_trainer=self.trainer is not None,
             worker_init_fn=heed_only_the_parent,
             # its own generator, so that iterating does not change the model's random numbers
             generator=torch.Generator(),
@@ -174,6 +175,9 @@ class ImageDataModule(ResumableDataModule):
     @cached_property
     def _evaluation(self) -> Guarded:  # type: ignore[override]
         return Guarded(self.evaluation_set(), "leave out" if self.skip_broken else "stop")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return as_images(batch)
 
     @property
     def loaded(self) -> list[Guarded]:

@@ -55,6 +55,10 @@ class PictureSet(Dataset[Tensor], ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Tensor: ...
 
+    def pixels(self, index: int) -> Tensor:
+        """`set[index]` as it travels to the device: uint8 where it has not been converted yet, which is a quarter of the bytes."""
+        return self[index]
+
     def whole(self, index: int) -> Image.Image:
         """The upright RGB picture that `set[index]` is cut from, or that crop if there is no larger one. Raises BrokenImage."""
         return to_picture(self[index])
@@ -114,9 +118,12 @@ class StoredSet(PictureSet):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Tensor:
+        return scale_pixels(self.pixels(index))
+
+    def pixels(self, index: int) -> Tensor:
         picture = self.load(index)
         try:
-            return scale_pixels(self.prepare(picture))
+            return self.prepare(picture)
         except BrokenImage as error:
             raise BrokenImage(f"{self.place(index)}: {error}") from error
 

@@ -16,7 +16,7 @@ from rich.progress import track
 from torch import Tensor
 
 from gq_lightning.data import sides
-from gq_lightning.data.pictures.reading import BrokenImage, extended, to_picture
+from gq_lightning.data.pictures.reading import BrokenImage, as_images, extended, to_picture
 from gq_lightning.data.sets import PictureSet
 from gq_lightning.errors import UserError
 from gq_lightning.files import write_whole
@@ -34,7 +34,7 @@ def evaluate(
     gaussian: bool = True,
     tile: int | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1], of one size or of several.
+    """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1] or uint8, of one size or of several.
 
     `gaussian` measures the images decoded from the posterior mean too, `gaussian_rfid` their rFID as well.
     Images beside the tokenizer's grid are extended by reflection, and their reconstructions cut back, as by `encode --fit pad`.
@@ -53,7 +53,7 @@ def evaluate(
     for batch in track(batches, description="Evaluating", disable=not progress, transient=True):
         if not len(batch):
             continue
-        batch = batch.to(tokenizer.device)
+        batch = as_images(batch.to(tokenizer.device))
         result = tokenizer.reconstruct(extended(batch, tokenizer.downsampling, tokenizer.fixed_image_size), tile, gaussian)
         height, width = batch.shape[2:]
         of_mean = None if result.gaussian is None else result.gaussian[..., :height, :width]

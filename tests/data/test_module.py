@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from gq_lightning.data import BrokenImage, ImageFolder, ImageNet, Photographs
+from gq_lightning.data.module import ImageDataModule
+from gq_lightning.data.sets import PictureSet
 from gq_lightning.errors import UserError
 
 
@@ -214,3 +217,41 @@ def test_workers_heed_their_own_process_alone(imagenet: Callable[..., ImageNet])
     os.kill(worker.pid, signal.SIGTERM)
     worker.join(10)
     assert worker.exitcode == 0
+
+
+def test_pixels_travel_to_the_trainer_in_bytes(imagenet: Callable[..., ImageNet]) -> None:
+    """The same images with and without a trainer, to the bit; with one, the hook converts them after the transfer."""
+    alone, attached = imagenet(), imagenet()
+    attached.trainer = Mock()
+    for here, there in zip(alone.test_dataloader(), attached.test_dataloader(), strict=True):
+        assert there.dtype == torch.uint8
+        assert torch.equal(attached.on_after_batch_transfer(there, 0), here)
+    assert here.dtype == torch.float32
+
+
+def test_a_set_of_floats_is_served_as_it_is() -> None:
+    class Floats(PictureSet):
+        split = resize = crop = "none"
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return torch.full((3, 8, 8), index / 4)
+
+        def name(self, index: int) -> str:
+            return str(index)
+
+        def size(self, index: int) -> int:
+            return 1
+
+    class Module(ImageDataModule):
+        def training_set(self) -> PictureSet:
+            return Floats()
+
+        evaluation_set = training_set
+
+    module = Module(image_size=8, batch_size=3, workers=0)
+    module.trainer = Mock()
+    (batch,) = module.test_dataloader()
+    assert torch.equal(module.on_after_batch_transfer(batch, 0)[:, 0, 0, 0], torch.tensor([0, 0.25, 0.5]))

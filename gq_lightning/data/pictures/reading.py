@@ -130,6 +130,11 @@ def scale_pixels(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
+def as_images(batch: Tensor) -> Tensor:
+    """Images on the way to a network: uint8 pixels become float32 in [-1, 1] on their device, others stay as they are."""
+    return scale_pixels(batch) if batch.dtype == torch.uint8 else batch
+
+
 def to_picture(image: Tensor) -> Image.Image:
     """A tensor (3, H, W), clamped to [-1, 1], as an 8-bit picture with rounded values: the inverse of `to_tensor`."""
     pixels = image.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
