@@ -1,6 +1,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from gq_lightning.data import ImageFolder, ImageNet
 from gq_lightning.data.folders import position
+from gq_lightning.data.sets import PictureSet, TrainingCrop
 from gq_lightning.errors import UserError
 
 
@@ -175,3 +177,31 @@ def test_fast_crops_are_the_resized_ones_but_for_rounding(tmp_path: Path) -> Non
         first, second = images
         assert second.shape == (3, 32, 32) and second.is_contiguous()
         assert (first - second).abs().max() * 127.5 < 1.5
+
+
+@pytest.mark.parametrize("scale", [(0.1, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize("size", [(1600, 1200), (300, 2000), (70, 66)])
+def test_large_jpegs_are_decoded_smaller_for_fast_crops_alone(size: tuple[int, int], scale: tuple[float, float], tmp_path: Path) -> None:
+    """Every window still has the wanted pixels, and the crops look the same. Evaluation and the other crops decode all of it."""
+    for split in ("train", "val"):
+        (tmp_path / split / "class").mkdir(parents=True)
+        Image.radial_gradient("L").resize(size).convert("RGB").save(tmp_path / split / "class/a.jpg", quality=95)
+
+    def first(pictures: PictureSet) -> tuple[torch.Tensor, tuple[int, int]]:
+        """The first image, and the size of the decoded picture."""
+        torch.manual_seed(0)
+        with patch.object(pictures, "prepare", Mock(wraps=pictures.prepare, suffices=pictures.prepare.suffices)) as prepare:  # type: ignore[attr-defined]
+            return pictures[0], prepare.call_args.args[0].size
+
+    crops = ("fast", "resized", "plain", "native", "center")
+    data = {crop: ImageNet(str(tmp_path), crop=crop, image_size=64, scale=scale) for crop in crops}  # type: ignore[arg-type]
+    for crop in crops[1:]:
+        assert first(data[crop].training_set())[1] == size
+    assert first(data["fast"].evaluation_set())[1] == size
+    fast, decoded = first(data["fast"].training_set())
+    assert (decoded[0] < size[0]) == (min(size) > 100)
+    window = TrainingCrop(64, "fast", scale)._window
+    for _ in range(200):
+        drawn = window.make_params([Image.new("L", decoded)])
+        assert min(drawn["height"], drawn["width"]) >= 64 or decoded == size
+    assert (fast - first(data["resized"].training_set())[0]).abs().max() < 0.2

@@ -26,7 +26,7 @@ from PIL import Image
 from gq_lightning.data.folders import SplitPictures
 from gq_lightning.data.pictures.index import keep, recall, sealed, unsealed
 from gq_lightning.data.pictures.progress import progress
-from gq_lightning.data.pictures.reading import BrokenImage, load_picture
+from gq_lightning.data.pictures.reading import BrokenImage, Suffices, load_picture
 from gq_lightning.data.sets import TAIL, CenterCrop, StoredSet, TrainingCrop
 from gq_lightning.data.shards.tar import pictures_in, read_members
 from gq_lightning.errors import UserError
@@ -161,9 +161,9 @@ class ShardSet(StoredSet):
         self._places = np.concatenate([shard.places for shard in shards])[chosen]
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()  # archives, the most recently used at the end
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int, suffices: Suffices | None = None) -> Image.Image:
         try:
-            return load_picture(io.BytesIO(self.content(index)), self.place(index))
+            return load_picture(io.BytesIO(self.content(index)), self.place(index), suffices)
         except OSError as error:
             raise BrokenImage(f"{self.place(index)}: {error.strerror or error}") from error
 
