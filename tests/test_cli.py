@@ -154,6 +154,10 @@ def test_encode_decode_evaluate(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert metrics["images"] == 4
     assert "rfid" not in metrics
     assert metrics["protocol"]["data"]["resize"] == "shorter side to 32"
+    assert main(["evaluate", *tokenizer, "--data", str(pictures), "--out", str(out), "--no-rfid", "--no-gaussian", "--workers", "0"]) == 0
+    without, whole = json.loads(out.read_text()), set(metrics)
+    assert whole - set(without) == {name for name in whole if name.startswith("gaussian_")} != set()
+    assert without["psnr"] == metrics["psnr"]
 
 
 def test_validate_test_predict(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

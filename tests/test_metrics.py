@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import os
@@ -210,6 +211,20 @@ def test_inception_sees_images_rounded_to_whole_numbers():
     features = frechet.inception_features(images)
     assert features.dtype == torch.float64
     assert torch.equal(frechet.inception_features(images.round()), features)
+
+
+def test_the_faster_inception_is_torch_fidelity_s(monkeypatch):
+    """Folding and layout change the last digits: features by less than 1e-5 of the largest, the distance by less than 1e-3."""
+    pairs = [on_255(pictures(4)), on_255(noisy(pictures(4), 0.3))]
+    fast = [frechet.inception_features(images) for images in pairs]
+    monkeypatch.setattr(frechet, "faster", lambda extractor: extractor)
+    monkeypatch.setattr(frechet, "_extractor", functools.cache(frechet._extractor.__wrapped__))
+    plain = [frechet.inception_features(images) for images in pairs]
+    for ours, theirs in zip(fast, plain, strict=True):
+        assert not torch.equal(ours, theirs)
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    distances = [frechet.frechet_distance(*(moments(features.numpy()) for features in both)) for both in (fast, plain)]
+    assert distances[0] == pytest.approx(distances[1], abs=1e-3)
 
 
 def test_rfid_is_left_out_for_one_image(cheap_rfid):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gq_lightning.cli import commands
 from gq_lightning.cli.configs import with_configs
+from gq_lightning.cli.memory import keep_freed_memory
 from gq_lightning.errors import UserError, printable
 
 # LightningCLI's commands, see cli/training.py
@@ -52,6 +53,7 @@ def main(args: list[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0
+    keep_freed_memory()
     try:
         if args[0] in TRAINING:
             from gq_lightning.cli import training

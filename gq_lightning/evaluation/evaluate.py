@@ -25,10 +25,16 @@ from gq_lightning.tokenizer.module import ImageTokenizer, Reconstruction
 
 @torch.no_grad()
 def evaluate(
-    tokenizer: ImageTokenizer, batches: Iterable[Tensor], rfid: bool = True, progress: bool = True, gaussian_rfid: bool = True
+    tokenizer: ImageTokenizer,
+    batches: Iterable[Tensor],
+    rfid: bool = True,
+    progress: bool = True,
+    gaussian_rfid: bool = True,
+    gaussian: bool = True,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1].
 
+    `gaussian` measures the images decoded from the posterior mean too, `gaussian_rfid` their rFID as well.
     With torch.distributed, each rank passes its own batches and receives the metrics of all images.
 
     Returns:
@@ -39,13 +45,13 @@ def evaluate(
     """
     training = tokenizer.training
     tokenizer.eval()
-    metrics = ReconstructionMetrics(tokenizer.quantizer, rfid, gaussian_rfid).to(tokenizer.device)
+    metrics = ReconstructionMetrics(tokenizer.quantizer, rfid, gaussian_rfid, gaussian).to(tokenizer.device)
     begin = time.perf_counter()
     for batch in track(batches, description="Evaluating", disable=not progress, transient=True):
         if not len(batch):
             continue
         batch = batch.to(tokenizer.device)
-        result = tokenizer.reconstruct(batch)
+        result = tokenizer.reconstruct(batch, gaussian=gaussian)
         metrics.update(batch, result.images, result.tokens, result.gaussian, result.bits)
     values = metrics.compute()
     if not values:

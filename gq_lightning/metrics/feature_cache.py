@@ -22,6 +22,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.files import cache_folder, write_whole
 
 CHECKSUM = 32  # bytes of a SHA-256
+EXTRACTOR = "batch norms folded, channels last"  # how frechet.py runs the network; change it together with that
 
 
 def remembered(pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
@@ -51,7 +52,7 @@ def _how(pixels: Tensor) -> str:
         device = torch.cuda.get_device_name(pixels.device)
     else:
         device = f"{pixels.device.type} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    libraries = [f"{package} {version(package)}" for package in ("torch", "torch-fidelity")]
+    libraries = [f"{package} {version(package)}" for package in ("torch", "torch-fidelity")] + [EXTRACTOR]
     return _sha256("\n".join([weights.checksum("inception"), *libraries, device, f"batch {len(pixels)}"]).encode()).hex()[:16]
 
 

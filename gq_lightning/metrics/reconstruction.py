@@ -43,12 +43,13 @@ class ReconstructionMetrics(nn.Module):
         quantizer: of the tokens.
         costly: compute the costly metrics (rFID) of the images decoded from tokens.
         gaussian_costly: with `costly`, compute them for the Gaussian images too.
+        gaussian: measure the images decoded from the Gaussian posterior, if there is one.
 
     Raises:
         UserError: weights are missing and cannot be fetched.
     """
 
-    def __init__(self, quantizer: Quantizer, costly: bool = True, gaussian_costly: bool = True) -> None:
+    def __init__(self, quantizer: Quantizer, costly: bool = True, gaussian_costly: bool = True, gaussian: bool = True) -> None:
         super().__init__()
 
         def collection(every: list[type[Metric]], costly: bool, prefix: str | None = None) -> MetricCollection:
@@ -57,8 +58,9 @@ class ReconstructionMetrics(nn.Module):
 
         self.images = SumMetric()
         self.of_tokens = collection(METRICS, costly)
-        gaussian = [metric for metric in METRICS if metric.of_images] if isinstance(quantizer, PosteriorQuantizer) else []
-        self.of_gaussian = collection(gaussian, costly and gaussian_costly, GAUSSIAN)
+        has_gaussian = gaussian and isinstance(quantizer, PosteriorQuantizer)
+        of_gaussian = [metric for metric in METRICS if metric.of_images] if has_gaussian else []
+        self.of_gaussian = collection(of_gaussian, costly and gaussian_costly, GAUSSIAN)
 
     def update(self, images: Tensor, reconstructions: Tensor, tokens: Tensor, gaussian: Tensor | None, bits: Tensor | None) -> None:
         """Measures one batch, in float32 under any autocast.

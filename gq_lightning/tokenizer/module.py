@@ -121,20 +121,26 @@ class ImageTokenizer(Pretrained):
         return images.clamp(-1, 1)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, tile: int | None = None) -> Reconstruction:
-        """Images (B, 3, H, W) in [-1, 1], decoded from tokens and from the posterior mean; larger ones in windows (see `encode`)."""
+    def reconstruct(self, images: Tensor, tile: int | None = None, gaussian: bool = True) -> Reconstruction:
+        """Images (B, 3, H, W) in [-1, 1], decoded from tokens and, if there is one, from the posterior mean.
+
+        Args:
+            tile: larger images are seen in windows, see `encode`.
+            gaussian: decode the posterior mean too, which doubles the decoder's time.
+        """
         check_images(images)
         images = images.to(self.device, self.dtype)
         features = see_in_windows(self.backbone.encode, images, self.downsampling, 1, self.fixed_image_size, tile).movedim(1, -1)
         tokens = self.quantizer.tokenize(features)
-        gaussian = bits = None
+        images_of_mean = bits = None
         if isinstance(self.quantizer, PosteriorQuantizer):
             posterior = self.quantizer.posterior(features)
-            mean = posterior.mean.movedim(-1, 1).to(self.dtype)
-            decoded = see_in_windows(self.backbone.decode, mean, 1, self.downsampling, self.fixed_image_size, tile)
-            gaussian = decoded.float().clamp(-1, 1)
             bits = posterior.bits
-        return Reconstruction(tokens, self.decode(tokens, tile).float(), gaussian, bits)
+            if gaussian:
+                mean = posterior.mean.movedim(-1, 1).to(self.dtype)
+                decoded = see_in_windows(self.backbone.decode, mean, 1, self.downsampling, self.fixed_image_size, tile)
+                images_of_mean = decoded.float().clamp(-1, 1)
+        return Reconstruction(tokens, self.decode(tokens, tile).float(), images_of_mean, bits)
 
     def _check_finite(self, values: Tensor, what: str) -> None:
         if has_values(values) and not bool(values.isfinite().all()):

@@ -49,8 +49,15 @@ class LPIPS(nn.Module):
         side, smallest = min(images.shape[-2:]), SMALLEST_SIDE[self.network]
         if side < smallest:
             raise UserError(f"images of {side} pixels: LPIPS ({self.network}) needs {smallest} or more; use larger images or turn it off")
+        layout = _layout(images.device)  # a layout unlike the network's makes each convolution lay out its weights again
         with torch.autocast(images.device.type, enabled=False):
-            return _network(self.network, images.device)(images.float(), targets.float()).flatten()
+            pair = (each.float().contiguous(memory_format=layout) for each in (images, targets))
+            return _network(self.network, images.device)(*pair).flatten()
+
+
+def _layout(device: torch.device) -> torch.memory_format:
+    """Channels last on a CPU, where it takes 0.9 to 0.95 of the time from 64 pixels on (VGG)."""
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
 @cache
@@ -60,7 +67,7 @@ def _network(network: str, device: torch.device) -> nn.Module:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # lpips calls torchvision by a deprecated name
             model = lpips.LPIPS(net=network, pretrained=False, pnet_rand=True, verbose=False)
         model.load_state_dict(_state(network, model), strict=True, assign=True)
-        return model.requires_grad_(False).eval().to(device)
+        return model.requires_grad_(False).eval().to(device, memory_format=_layout(device))
 
 
 def _state(network: str, model: nn.Module) -> dict[str, Tensor]:

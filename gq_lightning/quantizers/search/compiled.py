@@ -25,13 +25,18 @@ logger = logging.getLogger("gq_lightning.search")
 
 # contraction to fused multiply-adds would round a score differently from torch's
 FLAGS = ("-O3", "-std=c++17", "-mavx2", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+# by name, None where compiling failed; looking for the file takes longer than the search for one token
+_loaded: dict[str, ctypes.CDLL | None] = {}
 
 
 def library(name: str, compile: bool = True) -> ctypes.CDLL | None:
     """The functions of NAME.cpp next to this file, or None if they are not available. With `compile` False, only if compiled before."""
     if os.environ.get("GQ_LIGHTNING_COMPILE") == "0" or not _has_avx2():
         return None
-    return _load(name) if compile or path(name).exists() else None
+    if name not in _loaded and (compile or path(name).exists()):
+        _loaded[name] = _load(name)
+    return _loaded.get(name)
 
 
 def path(name: str) -> Path:
@@ -41,7 +46,7 @@ def path(name: str) -> Path:
 
 @cache  # reading the source takes longer than a small search
 def _digest(name: str) -> str:
-    return hashlib.sha256(_source(name).read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    return hashlib.sha256(_source(name).read_bytes() + " ".join(_flags()).encode()).hexdigest()[:16]
 
 
 def call(function: Callable[..., None], *arguments: Tensor | int | float) -> None:
@@ -59,12 +64,16 @@ def _source(name: str) -> Path:
     return Path(__file__).with_name(f"{name}.cpp")
 
 
+def _flags() -> tuple[str, ...]:
+    """For this processor, so that a cache shared by different machines holds one library for each kind."""
+    return FLAGS + AVX512 if torch.cpu._is_avx512_supported() else FLAGS
+
+
 @cache
 def _has_avx2() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64") and torch.cpu._is_avx2_supported()
 
 
-@cache
 def _load(name: str) -> ctypes.CDLL | None:
     made = path(name)
     try:
@@ -85,6 +94,6 @@ def _compile(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / target.name
-        subprocess.run([compiler, *FLAGS, str(source), "-o", str(made)], check=True, capture_output=True, text=True)
+        subprocess.run([compiler, *_flags(), str(source), "-o", str(made)], check=True, capture_output=True, text=True)
         with whole_file(target) as file:
             file.write(made.read_bytes())

@@ -1,9 +1,10 @@
 // Exact search by byte tables (a "fast scan", arXiv 1512.06500, with bounds in place of distances).
 //
 // Along every dimension the codewords fall into 16 bins. A posterior's score is a sum over dimensions, so that for each dimension and bin
-// there is a least loss against the best value of that dimension; rounded down to bytes, 16 of them fit one shuffle instruction. 32
-// codewords are then bounded by m shuffles and additions, and only those whose bound is below the loss to beat are scored, in double: that
-// of the best codeword known, or of the k-th best where k are wanted.
+// there is a least loss against the best value of that dimension; rounded down to bytes, 16 of them fit one shuffle instruction. 64
+// codewords are then bounded by m shuffles and additions (twice as many without AVX-512), and only those whose bound is below the loss to
+// beat are scored, in double: that of the best codeword known, or of the k-th best where k are wanted. They are scored when the tile has
+// passed all tokens of a batch, by when the codewords have come from memory: waiting for each took a third of the time.
 
 #include <algorithm>
 #include <cmath>
@@ -16,15 +17,39 @@
 namespace {
 
 constexpr int64_t BINS = 16;
-constexpr int64_t LANES = 32;       // codewords per vector of bytes
-constexpr int64_t TILE = 512;       // codewords whose bins stay in the L1 cache while the tokens of a batch pass
+// A vector of bytes, one for each of 64 codewords; a row of a table, repeated for each of its lanes of 16. AVX-512 also has registers for
+// the rows of 16 dimensions, which AVX2 must load again and again.
+#ifdef __AVX512BW__
+using Bytes = __m512i;
+using Row = __m512i;
+Row row(const uint8_t* table) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))); }
+Bytes same(int value) { return _mm512_set1_epi8(char(value)); }
+Bytes add(Bytes sum, Row row, const uint8_t* bins) { return _mm512_adds_epu8(sum, _mm512_shuffle_epi8(row, _mm512_loadu_si512(bins))); }
+uint64_t within(Bytes bound, Bytes limit) { return _mm512_cmple_epu8_mask(bound, limit); }
+#else
+struct Bytes {
+    __m256i low, high;
+};
+using Row = __m256i;
+Row row(const uint8_t* table) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))); }
+Bytes same(int value) { return {_mm256_set1_epi8(char(value)), _mm256_set1_epi8(char(value))}; }
+__m256i add(__m256i sum, Row row, const uint8_t* bins) {
+    return _mm256_adds_epu8(sum, _mm256_shuffle_epi8(row, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bins))));
+}
+Bytes add(Bytes sum, Row row, const uint8_t* bins) { return {add(sum.low, row, bins), add(sum.high, row, bins + 32)}; }
+uint32_t within(__m256i bound, __m256i limit) { return uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(bound, limit), bound))); }
+uint64_t within(Bytes bound, Bytes limit) { return within(bound.low, limit.low) | uint64_t(within(bound.high, limit.high)) << 32; }
+#endif
+
+constexpr int64_t LANES = 64;       // codewords per vector of bytes
+constexpr int64_t TILE = 1024;      // codewords whose bins stay in the L1 cache while the tokens of a batch pass
 constexpr int64_t BATCH = 32;       // tokens whose tables stay in the L2 cache
 constexpr double STEPS = 250.0;     // of the byte scale, up to the loss to beat when the table was made
 constexpr int64_t FIRST_GUESS = 32; // codewords scored to start with, or k if that is more
 
 struct Codebook {
     const double* codewords;  // (K, m)
-    const uint8_t* bins;      // (K / 32, m, 32)
+    const uint8_t* bins;      // (K / 64, m, 64)
     const double* low;        // (m, 16), smallest and largest codeword of each bin; low > high where it is empty
     const double* high;
     int64_t size, padded, m;
@@ -95,37 +120,41 @@ void scale(const Codebook& book, Token& token, const double* loss, uint8_t* tabl
     for (int64_t d = 0; d < book.m; d++)
         for (int64_t b = 0; b < BINS; b++) {
             const double steps = loss[d * BINS + b] * token.inverse;
-            table[d * LANES + b] = table[d * LANES + BINS + b] = steps < 255 ? uint8_t(steps) : 255;
+            table[d * BINS + b] = steps < 255 ? uint8_t(steps) : 255;
         }
     token.limit = int(STEPS) + 1;
 }
 
 // M > 0 fixes the number of dimensions, for the compiler to keep the tables in registers
 template <int64_t M>
-void scan(const Codebook& book, Token& token, double prior_weight, const uint8_t* table, int64_t k, int64_t known, int64_t begin, int64_t end) {
+int64_t scan(const Codebook& book, const Token& token, const uint8_t* table, int64_t begin, int64_t end, int32_t* left) {
     const int64_t m = M > 0 ? M : book.m;
-    const auto* tables = reinterpret_cast<const __m256i*>(table);
-    __m256i own[M > 0 ? M : 1];
-    for (int64_t d = 0; d < M; d++) own[d] = _mm256_loadu_si256(tables + d);
-    __m256i limit = _mm256_set1_epi8(char(token.limit));
+    Row own[M > 0 ? M : 1];
+    for (int64_t d = 0; d < M; d++) own[d] = row(table + d * BINS);
+    const Bytes limit = same(token.limit);
+    int64_t count = 0;
     for (int64_t first = begin; first < end; first += LANES) {
-        const auto* bins = reinterpret_cast<const __m256i*>(book.bins + first * m);
-        __m256i bound = _mm256_setzero_si256();
-        for (int64_t d = 0; d < m; d++) {
-            const __m256i row = M > 0 ? own[M > 0 ? d : 0] : _mm256_loadu_si256(tables + d);
-            bound = _mm256_adds_epu8(bound, _mm256_shuffle_epi8(row, _mm256_loadu_si256(bins + d)));
+        const uint8_t* bins = book.bins + first * m;
+        Bytes bound = same(0);
+        for (int64_t d = 0; d < m; d++) bound = add(bound, M > 0 ? own[M > 0 ? d : 0] : row(table + d * BINS), bins + d * LANES);
+        for (uint64_t mask = within(bound, limit); mask; mask &= mask - 1) {
+            const int64_t index = first + __builtin_ctzll(mask);
+            left[count++] = int32_t(index - begin);
+            for (int64_t d = 0; d < m; d += 8) __builtin_prefetch(book.codewords + index * m + d);
         }
-        auto left = uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(bound, limit), bound)));
-        while (left) {
-            const int64_t index = first + __builtin_ctz(left);
-            left &= left - 1;
-            if (index >= book.size) return;
-            const double value = score(book.codewords + index * m, token, prior_weight, m);
-            if (value >= token.worst && index >= known && token.insert(value, index, k)) {
-                token.limit = std::min(token.limit, int((token.top - token.worst + token.slack) * token.inverse) + 1);
-                limit = _mm256_set1_epi8(char(token.limit));
-            }
-        }
+    }
+    return count;
+}
+
+// scores what a scan has left
+template <int64_t M>
+void settle(const Codebook& book, Token& token, double prior_weight, int64_t k, int64_t known, int64_t begin, const int32_t* left, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t index = begin + left[i];
+        if (index >= book.size) return;
+        const double value = score(book.codewords + index * (M > 0 ? M : book.m), token, prior_weight, M > 0 ? M : book.m);
+        if (value >= token.worst && index >= known && token.insert(value, index, k))
+            token.limit = std::min(token.limit, int((token.top - token.worst + token.slack) * token.inverse) + 1);
     }
 }
 
@@ -135,8 +164,10 @@ void search(const Codebook& book, const double* mean, const double* precision, d
     const int64_t m = book.m, known = std::min(book.size, std::max(FIRST_GUESS, k));
     std::vector<double> values(BATCH * k);
     std::vector<double> loss(BATCH * m * BINS);
-    std::vector<uint8_t> table(BATCH * m * LANES);
+    std::vector<uint8_t> table(BATCH * m * BINS);
     std::vector<Token> batch(BATCH);
+    std::vector<int32_t> left(BATCH * TILE);
+    int64_t counts[BATCH];
     for (int64_t start = begin; start < end; start += BATCH) {
         const int64_t count = std::min(BATCH, end - start);
         for (int64_t i = 0; i < count; i++) {
@@ -146,15 +177,18 @@ void search(const Codebook& book, const double* mean, const double* precision, d
             std::fill(token.indices, token.indices + k, book.size);
             for (int64_t index = 0; index < known; index++)
                 token.insert(score(book.codewords + index * m, token, prior_weight, m), index, k);
-            scale(book, token, loss.data() + i * m * BINS, table.data() + i * m * LANES);
+            scale(book, token, loss.data() + i * m * BINS, table.data() + i * m * BINS);
         }
-        for (int64_t tile = 0; tile < book.padded; tile += TILE)
+        for (int64_t tile = 0; tile < book.padded; tile += TILE) {
             for (int64_t i = 0; i < count; i++) {
                 Token& token = batch[i];
                 // a better codeword has made half of the scale useless
-                if (token.limit < STEPS / 2) scale(book, token, loss.data() + i * m * BINS, table.data() + i * m * LANES);
-                scan<M>(book, token, prior_weight, table.data() + i * m * LANES, k, known, tile, std::min(book.padded, tile + TILE));
+                if (token.limit < STEPS / 2) scale(book, token, loss.data() + i * m * BINS, table.data() + i * m * BINS);
+                counts[i] = scan<M>(book, token, table.data() + i * m * BINS, tile, std::min(book.padded, tile + TILE), left.data() + i * TILE);
             }
+            for (int64_t i = 0; i < count; i++)
+                settle<M>(book, batch[i], prior_weight, k, known, tile, left.data() + i * TILE, counts[i]);
+        }
     }
 }
 
@@ -162,7 +196,7 @@ void search(const Codebook& book, const double* mean, const double* precision, d
 
 extern "C" {
 
-// codewords (K, m), edges (m, 15) ascending -> bins (padded / 32, m, 32), low and high (m, 16)
+// codewords (K, m), edges (m, 15) ascending -> bins (padded / 64, m, 64), low and high (m, 16)
 void gq_prepare(const double* codewords, int64_t size, int64_t padded, int64_t m, const double* edges, uint8_t* bins, double* low, double* high) {
     std::fill(low, low + m * BINS, INFINITY);
     std::fill(high, high + m * BINS, -INFINITY);

@@ -1,7 +1,7 @@
-"""Search on a CPU with a compiler: byte tables bound the scores of 32 codewords at a time; only the few that remain are scored.
+"""Search on a CPU with a compiler: byte tables bound the scores of 64 codewords at a time; only the few that remain are scored.
 
 The codewords are sorted into 16 bins along each dimension, once. For a posterior, the smallest loss in each bin is rounded down to a
-byte. The sum of a codeword's bytes bounds its loss, with one shuffle and one addition per dimension for 32 codewords. See table.cpp.
+byte. The sum of a codeword's bytes bounds its loss, with one shuffle and one addition per dimension for 64 codewords. See table.cpp.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from gq_lightning.quantizers.search.compiled import call, library
 from gq_lightning.quantizers.search.prepared import prepared
 
-LANES, BINS = 32, 16
+LANES, BINS = 64, 16
 SAMPLE = 8192
 
 
@@ -35,7 +35,7 @@ def best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float,
 
 
 def _prepare(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codewords in float64 (K, m), their bins (blocks of 32, m, 32), and the smallest and largest codeword of each bin (m, 16)."""
+    """Codewords in float64 (K, m), their bins (blocks of 64, m, 64), and the smallest and largest codeword of each bin (m, 16)."""
     codewords = codebook.double().contiguous()
     size, m = codewords.shape
     # approximate quantiles: any edges give a valid bound, and these the tightest

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gq_lightning.quantizers.search import best_codewords, compiled, table
+from gq_lightning.quantizers.search import best_codewords, blocked, compiled, table
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and no library loaded yet."""
     monkeypatch.setenv("GQ_LIGHTNING_HOME", str(tmp_path))
-    monkeypatch.setattr(compiled, "_load", compiled._load.__wrapped__)
+    monkeypatch.setattr(compiled, "_loaded", {})
     return tmp_path / "compiled"
 
 
@@ -54,6 +54,7 @@ def test_without_it_plain_torch_serves(broken: str, home: Path, monkeypatch: pyt
     mean, variance, codebook = torch.randn(1200, 16), torch.rand(1200, 16) * 0.5 + 0.1, torch.randn(4096, 16)
     assert mean.numel() * len(codebook) >= 2**26
     expected = best_codewords(mean, variance, codebook.clone())
+    compiled._loaded.clear()
     if broken == "no compiler":
         monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     elif broken == "a compiler that fails":
@@ -69,3 +70,21 @@ def test_without_it_plain_torch_serves(broken: str, home: Path, monkeypatch: pyt
     assert not list(home.glob("*")) if home.exists() else True
     if broken != "switched off" and compiled._has_avx2():
         assert "plain torch" in caplog.text
+
+
+@pytest.mark.parametrize("m", [4, 12, 16])
+def test_without_avx512_the_tokens_are_the_same(m: int, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_compiler()
+    if not torch.cpu._is_avx512_supported():
+        pytest.skip("no AVX-512: there is one library alone")
+    generator = torch.Generator().manual_seed(0)
+    mean, codebook = torch.randn(300, m, generator=generator).double(), torch.randn(5000, m, generator=generator)
+    precision = (torch.rand(300, m, generator=generator) * 0.5 + 0.05).double().reciprocal()
+    monkeypatch.setattr(compiled, "_digest", compiled._digest.__wrapped__)
+    with_it = table.best(mean, precision, codebook, 1.0, 5)
+    monkeypatch.setattr(compiled, "AVX512", ())
+    monkeypatch.setattr(compiled, "_loaded", {})
+    without = table.best(mean, precision, codebook, 1.0, 5)
+    assert len(list(home.iterdir())) == 2
+    assert torch.equal(with_it, without)
+    assert torch.equal(without, blocked.best(mean, precision, codebook, 1.0, 5))
