@@ -21,6 +21,8 @@ import torch
 from gq_lightning.errors import UserError
 
 T = TypeVar("T")
+# of an image, in pixels: the side of a square, or height and width
+Size = int | tuple[int, int]
 # every number in a description must be smaller
 LARGEST = 2**63
 MOST_BLOCKS = 1000
@@ -111,6 +113,23 @@ def build(base: type[T], description: Any, source: str) -> T:
     except Exception as error:  # a constructor may raise anything for wrong arguments
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{source}: cannot build a {base.__name__} from {path!r}: {reason}") from error
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width of a size."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def shortened(size: Size) -> Size:
+    """The same size, written as an int if it is a square: the form that is recorded, so that equal sizes are equal values."""
+    height, width = sides(size)
+    return height if height == width else (height, width)
+
+
+def spelled(size: Size) -> str:
+    """The size as it is given on the command line: 64, or [64,96]."""
+    short = shortened(size)
+    return str(short) if isinstance(short, int) else f"[{short[0]},{short[1]}]"
 
 
 def check_cost(network: str, blocks: int, weights: float, **sizes: float) -> None:

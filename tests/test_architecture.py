@@ -57,7 +57,7 @@ ALLOWED = {
     "__init__": {"tokenizer", "tokens"},
     "__main__": {"cli"},
 }
-MOST = {"rooms": 21, "floors": 9, "arrows": 82}
+MOST = {"rooms": 21, "floors": 9, "arrows": 83}
 
 
 def imports(path: Path) -> set[str]:

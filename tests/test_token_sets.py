@@ -199,7 +199,7 @@ def test_what_does_not_belong_together_is_refused(small_set: Path, saved: Path, 
     tokenizer = ImageTokenizer.from_pretrained(saved)
     with pytest.raises(UserError, match="choose another --out, or delete that folder"):
         write(tokenizer, pictures, small_set, views="flip")
-    with pytest.raises(UserError, match="image_size 36: this tokenizer needs"):
+    with pytest.raises(UserError, match="image_size 36: use a multiple of 8 that is at least 32"):
         write(tokenizer, pictures, tmp_path / "other", image_size=36)
     other = small_tokenizer("unet")
     other.save_pretrained(tmp_path / "unet")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gq_lightning.construction import Recorded
+from gq_lightning.construction import Recorded, Size, sides
 from gq_lightning.errors import UserError
 
 
@@ -23,7 +23,8 @@ class Backbone(Recorded, nn.Module, ABC):
         encoder_channels: channels of the features that the quantizer takes.
         latent_channels: channels of the latents that the quantizer returns.
         downsampling: pixels per position along one axis.
-        fixed_image_size: the only image size (pixels) that `encode` and `decode` accept, or None if any multiple of `downsampling` works.
+        fixed_image_size: the only image size (pixels; an int, or height and width) that `encode` and `decode` accept, or None if any
+            multiple of `downsampling` works.
     """
 
     encoder: nn.Module
@@ -31,7 +32,7 @@ class Backbone(Recorded, nn.Module, ABC):
     encoder_channels: int
     latent_channels: int
     downsampling: int
-    fixed_image_size: int | None
+    fixed_image_size: Size | None
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -55,9 +56,9 @@ def apply_block(block: nn.Module, inputs: Tensor, gradient_checkpointing: bool) 
     return block(inputs)
 
 
-def check_multiple(height: int, width: int, downsampling: int) -> None:
+def check_multiple(size: Size, downsampling: int) -> None:
     """Raises UserError, with the nearest sizes that fit, unless both sides are positive multiples of `downsampling`."""
-    for name, side in (("height", height), ("width", width)):
+    for name, side in zip(("height", "width"), sides(size), strict=True):
         if side < downsampling or side % downsampling:
             lower = max(side // downsampling, 1) * downsampling
             raise UserError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gq_lightning.backbones.base import Backbone, check_multiple
-from gq_lightning.construction import check_cost
+from gq_lightning.construction import Size, check_cost
 from gq_lightning.errors import UserError
 
 
@@ -78,7 +78,7 @@ class _Autoencoder(Backbone):
         first.weight.copy_(first.weight[:, chosen].clone())
 
     def encode(self, images: Tensor) -> Tensor:
-        check_multiple(images.shape[-2], images.shape[-1], self.downsampling)
+        check_multiple((images.shape[-2], images.shape[-1]), self.downsampling)
         return self.encoder(images)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class DiffusersKL(_Autoencoder):
         self,
         encoder_channels: int,
         latent_channels: int,
-        image_size: int = 256,
+        image_size: Size = 256,
         block_out_channels: Sequence[int] = (128, 256, 512, 512),
         layers_per_block: int = 2,
         norm_num_groups: int = 32,
@@ -182,7 +182,7 @@ class DiffusersTiny(_Autoencoder):
         self,
         encoder_channels: int,
         latent_channels: int,
-        image_size: int = 256,
+        image_size: Size = 256,
         block_out_channels: Sequence[int] = (64, 64, 64, 64),
         blocks: Sequence[int] = (1, 3, 3, 3),
         scaling_factor: float = 1.0,

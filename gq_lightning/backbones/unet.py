@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gq_lightning.backbones.base import Backbone, apply_block, check_multiple
-from gq_lightning.construction import check_cost
+from gq_lightning.construction import Size, check_cost, shortened, sides
 from gq_lightning.errors import UserError
 
 
@@ -211,11 +211,11 @@ class UNet(Backbone):
     Args:
         encoder_channels: channels of the features, from the quantizer.
         latent_channels: channels of the latents, from the quantizer.
-        image_size: image size in pixels to which `attention_resolutions` refer.
+        image_size: image size in pixels, an int for squares or (height, width), to which `attention_resolutions` refer.
         channels: width of the finest level before its multiplier.
         multipliers: width of each level in units of `channels`, from fine to coarse.
         blocks: residual blocks in each level of the encoder; the decoder has one more.
-        attention_resolutions: a level has attention if its resolution, for an image of `image_size`, is one of these. A resolution that
+        attention_resolutions: a level has attention if its shorter side, for an image of `image_size`, is one of these. A resolution that
             no level has is ignored.
         norm_groups: groups of every group normalisation. Each group should have several channels: with one channel it is an instance
             normalisation, which hides an image's brightness and colour from the decoder's last layer. With 16 channels at the finest
@@ -239,7 +239,7 @@ class UNet(Backbone):
         self,
         encoder_channels: int,
         latent_channels: int,
-        image_size: int = 256,
+        image_size: Size = 256,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 4, 4),
         blocks: int = 2,
@@ -265,8 +265,9 @@ class UNet(Backbone):
         self.encoder_channels = encoder_channels
         self.latent_channels = latent_channels
         self.downsampling = pixel_unshuffle * 2 ** (len(widths) - 1)
-        check_multiple(image_size, image_size, self.downsampling)
-        attention = [image_size // (pixel_unshuffle * 2**index) in attention_resolutions for index in range(len(widths))]
+        check_multiple(image_size, self.downsampling)
+        self.init_args["image_size"] = shortened(image_size)
+        attention = [min(sides(image_size)) // (pixel_unshuffle * 2**index) in attention_resolutions for index in range(len(widths))]
         self.pixel_unshuffle, pixels = pixel_unshuffle, 3 * pixel_unshuffle**2
         common = (blocks, norm_groups, gradient_checkpointing)
         self.encoder: Encoder = Encoder(pixels, encoder_channels, widths, attention, *common, channels)
@@ -274,7 +275,7 @@ class UNet(Backbone):
         initialize(self)
 
     def encode(self, images: Tensor) -> Tensor:
-        check_multiple(images.shape[-2], images.shape[-1], self.downsampling)
+        check_multiple((images.shape[-2], images.shape[-1]), self.downsampling)
         return self.encoder(F.pixel_unshuffle(images, self.pixel_unshuffle))
 
     def decode(self, latents: Tensor) -> Tensor:

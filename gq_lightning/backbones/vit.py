@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gq_lightning.backbones.base import Backbone, apply_block, check_multiple
-from gq_lightning.construction import check_cost
+from gq_lightning.construction import Size, check_cost, shortened, sides
 from gq_lightning.errors import UserError
 
 
@@ -20,9 +20,9 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return to_sequence(F.pixel_unshuffle(images, patch_size))
 
 
-def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `patchify`, for square images."""
-    return F.pixel_shuffle(to_map(patches), patch_size)
+def unpatchify(patches: Tensor, patch_size: int, height: int) -> Tensor:
+    """The inverse of `patchify`, for a grid of `height` rows of patches."""
+    return F.pixel_shuffle(to_map(patches, height), patch_size)
 
 
 def to_sequence(grid: Tensor) -> Tensor:
@@ -30,10 +30,9 @@ def to_sequence(grid: Tensor) -> Tensor:
     return grid.flatten(2).transpose(1, 2)
 
 
-def to_map(sequence: Tensor) -> Tensor:
-    """(B, h * h, C) to (B, C, h, h)."""
-    side = round(sequence.shape[1] ** 0.5)
-    return sequence.transpose(1, 2).unflatten(2, (side, side))
+def to_map(sequence: Tensor, height: int) -> Tensor:
+    """(B, height * w, C) to (B, C, height, w)."""
+    return sequence.transpose(1, 2).unflatten(2, (height, -1))
 
 
 class Transformer(nn.Module):
@@ -59,7 +58,7 @@ class Transformer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, H) to features (B, features, h, h)."""
+    """Images (B, 3, H, W) to features (B, features, h, w)."""
 
     def __init__(self, features: int, patch_size: int, width: int, transformer: Transformer) -> None:
         super().__init__()
@@ -69,11 +68,12 @@ class Encoder(nn.Module):
         self.linear_out = nn.Linear(width, features)
 
     def forward(self, images: Tensor) -> Tensor:
-        return to_map(self.linear_out(self.transformer(self.linear_in(patchify(images, self.patch_size)))))
+        x = self.transformer(self.linear_in(patchify(images, self.patch_size)))
+        return to_map(self.linear_out(x), images.shape[2] // self.patch_size)
 
 
 class Decoder(nn.Module):
-    """Latents (B, latents, h, h) to images (B, 3, H, H)."""
+    """Latents (B, latents, h, w) to images (B, 3, H, W)."""
 
     def __init__(self, latents: int, patch_size: int, width: int, head_width: int, transformer: Transformer) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.transformer(self.linear_in(to_sequence(latents)))
-        return unpatchify(self.linear_out(torch.tanh(self.head(x))), self.patch_size)
+        return unpatchify(self.linear_out(torch.tanh(self.head(x))), self.patch_size, latents.shape[2])
 
 
 class VisionTransformer(Backbone):
@@ -96,7 +96,7 @@ class VisionTransformer(Backbone):
     Args:
         encoder_channels: channels of the features, from the quantizer.
         latent_channels: channels of the latents, from the quantizer.
-        image_size: side of the images in pixels, a multiple of `patch_size`.
+        image_size: of the images in pixels, an int for squares or (height, width), multiples of `patch_size`.
         patch_size: side of a patch in pixels; equals the downsampling.
         width: width of the transformers.
         layers: blocks of the encoder, and of the decoder.
@@ -116,7 +116,7 @@ class VisionTransformer(Backbone):
         self,
         encoder_channels: int,
         latent_channels: int,
-        image_size: int = 256,
+        image_size: Size = 256,
         patch_size: int = 8,
         width: int = 768,
         layers: int = 12,
@@ -128,35 +128,35 @@ class VisionTransformer(Backbone):
         super().__init__()
         sizes = {"patch_size": patch_size, "width": width, "layers": layers, "mlp_ratio": mlp_ratio, "head_width": head_width}
         # position embedding, the patches' two layers, attention and MLP of the blocks, in encoder and decoder
-        tokens = (image_size / max(patch_size, 1)) ** 2
-        weights = 2 * width * (tokens + 3 * patch_size**2 + 2 * layers * width * (2 + mlp_ratio) + encoder_channels + latent_channels)
-        weights += head_width * (width + 3 * patch_size**2)
+        rows, columns = (side / max(patch_size, 1) for side in sides(image_size))
+        weights = 2 * width * (rows * columns + encoder_channels + latent_channels + 3 * patch_size**2)
+        weights += 4 * layers * width**2 * (2 + mlp_ratio) + head_width * (width + 3 * patch_size**2)
         check_cost("VisionTransformer", 2 * layers, weights, encoder_channels=encoder_channels, latent_channels=latent_channels, **sizes)
         if heads < 1 or width % heads:
             raise UserError(f"VisionTransformer: width {width} is not a multiple of heads {heads}: change either so that it is")
-        check_multiple(image_size, image_size, patch_size)
+        check_multiple(image_size, patch_size)
         self.encoder_channels = encoder_channels
         self.latent_channels = latent_channels
         self.downsampling = patch_size
-        self.fixed_image_size = image_size
-        self.grid = image_size // patch_size
-        geometry = (self.grid**2, width, layers, heads, mlp_ratio, gradient_checkpointing)
+        self.fixed_image_size = self.init_args["image_size"] = shortened(image_size)
+        self.grid = (int(rows), int(columns))
+        geometry = (self.grid[0] * self.grid[1], width, layers, heads, mlp_ratio, gradient_checkpointing)
         self.encoder: Encoder = Encoder(encoder_channels, patch_size, width, Transformer(*geometry))
         self.decoder: Decoder = Decoder(latent_channels, patch_size, width, head_width, Transformer(*geometry))
 
     def encode(self, images: Tensor) -> Tensor:
-        self._check_size("image", images, self.grid * self.downsampling)
+        self._check_size("image", images, self.downsampling)
         return self.encoder(images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        self._check_size("map of latents", latents, self.grid)
+        self._check_size("map of latents", latents, 1)
         return self.decoder(latents)
 
-    def _check_size(self, what: str, grid: Tensor, side: int) -> None:
-        height, width = grid.shape[-2:]
-        if (height, width) != (side, side):
+    def _check_size(self, what: str, given: Tensor, scale: int) -> None:
+        size, wanted = tuple(given.shape[-2:]), tuple(side * scale for side in self.grid)
+        if size != wanted:
             raise UserError(
-                f"VisionTransformer: {what} is {height}x{width}, not {side}x{side}: "
+                f"VisionTransformer: {what} is {size[0]}x{size[1]}, not {wanted[0]}x{wanted[1]}: "
                 f"resize it, set image_size, or use the tokenizer, which cuts images into windows"
             )
 

@@ -52,7 +52,9 @@ def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
 
 
 def _plain(value: Any) -> Any:
-    """A restricted number as a plain one: a PositiveInt as an int."""
+    """A restricted number as a plain one: a PositiveInt as an int, also within a tuple."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
     return next((kind(value) for kind in (int, float) if isinstance(value, kind) and not isinstance(value, bool)), value)
 
 

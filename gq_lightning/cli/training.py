@@ -18,7 +18,7 @@ from gq_lightning.callbacks.watching.dashboard import Charts, charts_of_tokenize
 from gq_lightning.cli.options import OF_TOKENIZERS
 from gq_lightning.cli.runs import RunCommandLine, call
 from gq_lightning.cli.starting import load_start, with_start
-from gq_lightning.data import ImageDataModule
+from gq_lightning.data import ImageDataModule, Size, shortened, spelled
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation.summary import Format, render, summarize
 from gq_lightning.training.module import TokenizerTraining, Trained
@@ -44,7 +44,7 @@ class CommandLine(RunCommandLine):
             "--train", type=Trained, default="all", help="what fit trains: all, or the decoder alone, which keeps all tokens"
         )
         parser.add_argument(
-            "--backbone_image_size", type=int | None, default=None, help="image_size of the backbone; null takes that of the data"
+            "--backbone_image_size", type=Size | None, default=None, help="image_size of the backbone; null takes that of the data"
         )
         parser.link_arguments("train", "model.train")
         for width in ("encoder_channels", "latent_channels"):
@@ -57,7 +57,7 @@ class CommandLine(RunCommandLine):
         parser.link_arguments(
             ("data.init_args.image_size", "backbone_image_size"),
             "model.backbone.init_args.image_size",
-            compute_fn=lambda pictures, own: pictures if own is None else own,
+            compute_fn=lambda pictures, own: shortened(pictures if own is None else own),
         )
 
     def before_instantiate_classes(self) -> None:
@@ -76,9 +76,10 @@ class CommandLine(RunCommandLine):
         if self.subcommand != "fit":
             return
         seen, size = self.model.tokenizer.fixed_image_size, self._get(self.config, "data.init_args.image_size")
-        if seen not in (None, size):
+        if seen is not None and shortened(seen) != shortened(size):
             name = type(self.model.tokenizer.backbone).__name__
-            raise UserError(f"data.init_args.image_size: {size}, but the {name} sees pictures of {seen} pixels alone: give {seen}")
+            told = f"data.init_args.image_size: {spelled(size)}, but the {name} sees pictures of {spelled(seen)} pixels alone"
+            raise UserError(f"{told}: give {spelled(seen)}")
         if (source := self._get(self.config, "init_from")) is not None and self._checkpoint is None:
             new = start_from(self.model.tokenizer, load_start(source), source, self.model.decoder_alone)
             fate = f"all weights but {len(new)}, which begin anew: {', '.join(new)}" if new else "all weights"

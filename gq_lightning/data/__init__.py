@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from gq_lightning.construction import Size, shortened, sides, spelled
 from gq_lightning.data.pictures.listing import PICTURE_SUFFIXES, find_pictures
 from gq_lightning.data.pictures.reading import (
     BrokenImage,
@@ -32,10 +33,14 @@ __all__ = [
     "Photographs",
     "PictureSet",
     "Shards",
+    "Size",
     "center_crop",
     "find_pictures",
     "load_picture",
     "resize_shorter",
+    "shortened",
+    "sides",
+    "spelled",
     "to_picture",
     "to_tensor",
 ]

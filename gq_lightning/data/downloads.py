@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torchvision import datasets
 
+from gq_lightning.construction import Size
 from gq_lightning.data.folders import StoredPictures
 from gq_lightning.data.module import ImageDataModule
 from gq_lightning.data.pictures.listing import list_pictures
@@ -20,12 +21,12 @@ class CIFAR10(ImageDataModule):
 
     Args:
         root: folder for the download.
-        image_size: side of the square images in pixels; pictures are resized if it is not 32.
+        image_size: of the images in pixels, the side of squares or [height, width]; pictures are resized if it is not 32.
         batch_size: images in a training batch, on each device.
         workers: processes that read pictures, at most one per core.
     """
 
-    def __init__(self, root: str, image_size: int = 32, batch_size: int = 128, workers: int = 2, **settings: Any) -> None:
+    def __init__(self, root: str, image_size: Size = 32, batch_size: int = 128, workers: int = 2, **settings: Any) -> None:
         super().__init__(image_size=image_size, batch_size=batch_size, workers=workers, **settings)
         self.root = Path(root).expanduser()
 
@@ -83,7 +84,7 @@ class Imagenette(StoredPictures):
         return self._split("train", self.training_crop)
 
     def evaluation_set(self) -> PictureSet:
-        return self._split("val", CenterCrop(self.image_size))
+        return self._split("val", self.evaluation_crop)
 
     def _split(self, split: str, crop: CenterCrop | TrainingCrop) -> PictureSet:
         # torchvision's name for the unpacked archive

@@ -27,7 +27,7 @@ class StoredPictures(ImageDataModule):
     Args:
         root: folder of the pictures.
         crop: training crops: `resized` (a share of the area, resized), `fast` (the same, resized by torch, with slightly different
-            values), `native` (a square, never enlarged), `plain` (a square after the shorter side is resized) or `center` (as in
+            values), `native` (a part, never enlarged), `plain` (a part after the shorter side is resized) or `center` (as in
             evaluation and in the published training).
         scale: share of the area that a resized or fast crop covers, lower and upper bound.
     """
@@ -36,6 +36,7 @@ class StoredPictures(ImageDataModule):
         super().__init__(**settings)
         self.root = Path(root).expanduser()
         self.training_crop = TrainingCrop(self.image_size, crop, scale)
+        self.evaluation_crop = CenterCrop(self.image_size)
 
 
 class ImageNet(StoredPictures):
@@ -59,7 +60,7 @@ class ImageNet(StoredPictures):
         return self._split("train", self.training_crop)
 
     def evaluation_set(self) -> PictureSet:
-        return self._split("val", CenterCrop(self.image_size))
+        return self._split("val", self.evaluation_crop)
 
     def _split(self, split: str, crop: CenterCrop | TrainingCrop) -> PictureSet:
         folder = self.root / split
@@ -118,11 +119,11 @@ class SplitPictures(StoredPictures):
 
     def evaluation_set(self) -> StoredSet:
         share = f"{self.validation_share:g} of {self.kinds} by hashed name"
-        return self._apart or self.some(self._held_out, CenterCrop(self.image_size), share)
+        return self._apart or self.some(self._held_out, self.evaluation_crop, share)
 
     @cached_property
     def _apart(self) -> StoredSet | None:
-        return self.separate(CenterCrop(self.image_size), f"validation {self.kind}")
+        return self.separate(self.evaluation_crop, f"validation {self.kind}")
 
     @cached_property
     def _held_out(self) -> np.ndarray:

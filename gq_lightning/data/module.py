@@ -1,6 +1,6 @@
 """ImageDataModule: a training set and an evaluation set, and the loading that all data modules share.
 
-training_set()   -> shuffled and cropped at random by the seed (see `order`), full batches (B, 3, image_size, image_size) in [-1, 1]
+training_set()   -> shuffled and cropped at random by the seed (see `order`), full batches (B, 3, height, width) in [-1, 1]
 evaluation_set() -> in order, each picture exactly once on one of the ranks; used by validation, test and prediction
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
+from gq_lightning.construction import Size, shortened, sides
 from gq_lightning.data.loading import Guarded, Loader, collate, heed_only_the_parent
 from gq_lightning.data.order import InTurn, Shuffled
 from gq_lightning.data.pictures.reading import INTERPOLATION
@@ -132,7 +133,7 @@ class ImageDataModule(ResumableDataModule):
     the run with BrokenImage; with `skip_broken` they are left out of the batches.
 
     Args:
-        image_size: side of the square images in pixels.
+        image_size: of the images in pixels, the side of squares or [height, width].
         batch_size: images in a training batch, on each device.
         evaluation_batch_size: images in an evaluation batch; null takes batch_size.
         workers: processes that read pictures, at most one per core.
@@ -143,7 +144,7 @@ class ImageDataModule(ResumableDataModule):
 
     def __init__(
         self,
-        image_size: int = 256,
+        image_size: Size = 256,
         batch_size: int = 16,
         evaluation_batch_size: int | None = None,
         workers: int = 4,
@@ -151,9 +152,9 @@ class ImageDataModule(ResumableDataModule):
         max_broken: float = 0.2,
     ) -> None:
         super().__init__(batch_size, evaluation_batch_size, workers, collate)
-        self.image_size, self.skip_broken = image_size, skip_broken
-        if image_size < 1:
-            raise UserError(f"data.image_size {image_size}: give a positive number")
+        self.image_size, self.skip_broken = shortened(image_size), skip_broken
+        if min(sides(image_size)) < 1:
+            raise UserError(f"data.image_size {image_size}: give a positive number, or two for height and width")
         if not 0 <= max_broken <= 1:
             raise UserError(f"data.max_broken {max_broken}: give a share between 0 and 1")
         self.max_broken = max_broken

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gq_lightning.construction import Size, sides
 from gq_lightning.data.module import ImageDataModule
 from gq_lightning.data.pictures.reading import BrokenImage, load_picture, resize_shorter, scale_pixels
-from gq_lightning.data.sets import PictureSet
+from gq_lightning.data.sets import PictureSet, written
 from gq_lightning.errors import UserError
 
 SCIKIT_IMAGE, SCIKIT_LEARN = ("skimage", "data"), ("sklearn", "datasets/images")
@@ -31,24 +32,24 @@ LARGEST_ENLARGEMENT = 1.25
 class Photographs(ImageDataModule):
     """21 photographs, colour and grey, that are installed with scikit-image and scikit-learn.
 
-    Three are held out, a cat, a rocket and a temple (chelsea, rocket, china). Their shorter side is resized to 256 pixels, or to
-    image_size if that is larger, and they are cut into a grid of squares from the upper left: 64 squares of 64 pixels. Training uses
+    Three are held out, a cat, a rocket and a temple (chelsea, rocket, china). Their shorter side is resized to 256 pixels, or to the
+    longer side of image_size if that is larger, and they are cut into a grid from the upper left: 64 squares of 64 pixels. Training uses
     random crops of the other 18, at up to three scales each. The other images of the two packages are not photographs and have different
     statistics: the logo, the phantom, the chessboards, the colour wheel, the horse's silhouette, the disparity map, the tiny animations;
     microaneurysms.png is 102 pixels wide and a part of retina.jpg.
 
     Args:
-        image_size: side of the square images in pixels.
+        image_size: of the images in pixels, the side of squares or [height, width].
         batch_size: images in a training batch, on each device.
         workers: processes that cut crops, at most one per core; the main process cuts thousands of 64-pixel crops a second.
         crops_per_epoch: training crops in an epoch.
-        augment: in addition to flips, randomly transpose, permute colours, invert, and change the contrast of training crops. The 18
-            photographs have few colours, and the tokenizer must reconstruct others.
+        augment: in addition to flips, randomly transpose squares, permute colours, invert, and change the contrast of training crops. The
+            18 photographs have few colours, and the tokenizer must reconstruct others.
     """
 
     def __init__(
         self,
-        image_size: int = 64,
+        image_size: Size = 64,
         batch_size: int = 32,
         workers: int = 0,
         crops_per_epoch: int = 8192,
@@ -70,16 +71,17 @@ class Photographs(ImageDataModule):
 class GridCrops(PictureSet):
     """The held-out photographs, cut row by row."""
 
-    def __init__(self, size: int) -> None:
-        side = max(EVALUATED_SIDE, size)
-        self.split, self.resize, self.crop = "held-out photographs", f"shorter side to {side}", f"grid of {size} x {size}"
+    def __init__(self, size: Size) -> None:
+        height, width = sides(size)
+        side = max(EVALUATED_SIDE, height, width)
+        self.split, self.resize, self.crop = "held-out photographs", f"shorter side to {side}", f"grid of {written(size)}"
         self.names, crops = [], []
         self.bytes: list[int] = []
         for name in HELD_OUT:
             picture, stored = _load(name)
-            squares = _pixels(resize_shorter(picture, side)).unfold(1, size, size).unfold(2, size, size)
-            rows, columns = squares.shape[1:3]
-            crops.append(squares.permute(1, 2, 0, 3, 4).flatten(0, 1))
+            parts = _pixels(resize_shorter(picture, side)).unfold(1, height, height).unfold(2, width, width)
+            rows, columns = parts.shape[1:3]
+            crops.append(parts.permute(1, 2, 0, 3, 4).flatten(0, 1))
             self.names += [f"{name}/{row}-{column}" for row in range(rows) for column in range(columns)]
             self.bytes += [stored] * (rows * columns)
         self.crops = torch.cat(crops)
@@ -101,12 +103,13 @@ class GridCrops(PictureSet):
 
 
 class RandomCrops(PictureSet):
-    """`count` random squares, flipped and augmented. Items are drawn from torch's random numbers; the index does not matter."""
+    """`count` random crops, flipped and augmented. Items are drawn from torch's random numbers; the index does not matter."""
 
-    def __init__(self, size: int, count: int, augment: bool = False) -> None:
-        self.side, self.count, self.augment = size, count, augment
+    def __init__(self, size: Size, count: int, augment: bool = False) -> None:
+        self.sides, self.count, self.augment = sides(size), count, augment
         self.split, self.resize, self.crop = "training photographs", "several scales", "random, random flip"
-        self.photographs = [_pixels(resize_shorter(picture, side)) for picture, _ in map(_load, TRAINING) for side in _sides(picture, size)]
+        largest, pictures = max(self.sides), [picture for picture, _ in map(_load, TRAINING)]
+        self.photographs = [_pixels(resize_shorter(picture, side)) for picture in pictures for side in _scales(picture, largest)]
         if not self.photographs:
             raise UserError(f"data.image_size {size} is larger than all photographs: lower it, or use another data set")
 
@@ -115,23 +118,25 @@ class RandomCrops(PictureSet):
 
     def __getitem__(self, index: int) -> Tensor:
         photograph = self.photographs[_below(len(self.photographs))]
-        top, left = (_below(side - self.side + 1) for side in photograph.shape[1:])
-        square = photograph[:, top : top + self.side, left : left + self.side]
-        image = scale_pixels(square.flip(2) if _below(2) else square)
+        height, width = self.sides
+        top, left = (_below(whole - part + 1) for whole, part in zip(photograph.shape[1:], self.sides, strict=True))
+        crop = photograph[:, top : top + height, left : left + width]
+        image = scale_pixels(crop.flip(2) if _below(2) else crop)
         return _augmented(image) if self.augment else image
 
     def name(self, index: int) -> str:
         return f"crop-{index}"
 
     def size(self, index: int) -> int:
-        return 3 * self.side * self.side
+        return 3 * self.sides[0] * self.sides[1]
 
 
 def _augmented(image: Tensor) -> Tensor:
-    """Applies each change with probability 1/2: vertical flip, transposition, colour permutation, inversion, contrast and brightness."""
+    """Applies each change with probability 1/2: vertical flip, transposition of a square, colour permutation, inversion, contrast and
+    brightness."""
     if _below(2):
         image = image.flip(1)
-    if _below(2):
+    if _below(2) and image.shape[1] == image.shape[2]:
         image = image.transpose(1, 2)
     if _below(2):
         image = image[torch.randperm(3)]
@@ -143,7 +148,7 @@ def _augmented(image: Tensor) -> Tensor:
     return image.contiguous()
 
 
-def _sides(picture: Image.Image, size: int) -> list[int]:
+def _scales(picture: Image.Image, size: int) -> list[int]:
     """The shorter sides to which a photograph is resized for training crops of `size` pixels; empty if it is far too small."""
     limit = min(picture.size) * LARGEST_ENLARGEMENT
     if size > limit:

@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from gq_lightning.construction import Size, sides
 from gq_lightning.data.pictures.reading import (
     RESAMPLING,
     BrokenImage,
     center_crop,
+    closest_side,
     load_picture,
+    resize_by,
     resize_shorter,
     scale_pixels,
     to_picture,
@@ -32,7 +35,7 @@ Cut = Literal["resized", "fast", "plain", "native", "center"]
 
 
 class PictureSet(Dataset[Tensor], ABC):
-    """The contract: `set[index]` is float32 (3, image_size, image_size) in [-1, 1], or raises BrokenImage.
+    """The contract: `set[index]` is float32 (3, height, width) in [-1, 1], or raises BrokenImage.
 
     Random crops use torch's CPU random numbers, which training seeds for each picture.
 
@@ -53,7 +56,7 @@ class PictureSet(Dataset[Tensor], ABC):
     def __getitem__(self, index: int) -> Tensor: ...
 
     def whole(self, index: int) -> Image.Image:
-        """The upright RGB picture that `set[index]` is cut from, or that square if there is no larger one. Raises BrokenImage."""
+        """The upright RGB picture that `set[index]` is cut from, or that crop if there is no larger one. Raises BrokenImage."""
         return to_picture(self[index])
 
     @abstractmethod
@@ -78,7 +81,7 @@ class StoredSet(PictureSet):
 
     Args:
         names: of the pictures, with forward slashes.
-        crop: CenterCrop or TrainingCrop, which cuts a square from an upright RGB picture.
+        crop: CenterCrop or TrainingCrop, which cuts an image from an upright RGB picture.
         split: see PictureSet.
 
     Attributes:
@@ -169,23 +172,44 @@ class FileSet(StoredSet):
             return 0
 
 
-class CenterCrop:
-    """Resizes the shorter side to `size` and crops the centre, as in evaluation."""
+def written(size: Size) -> str:
+    height, width = sides(size)
+    return f"{height} x {width}"
 
-    def __init__(self, size: int) -> None:
+
+def resizing(size: Size) -> str:
+    """What `resize_shorter` does."""
+    height, width = sides(size)
+    return f"shorter side to {height}" if height == width else f"to cover {written(size)}"
+
+
+class CenterCrop:
+    """Resizes the shorter side to `size`, or to cover a height and width, and crops the centre, as in evaluation."""
+
+    def __init__(self, size: Size) -> None:
         self.size = size
-        self.resize, self.crop = f"shorter side to {size}", f"centre {size} x {size}"
+        self.resize, self.crop = resizing(size), f"centre {written(size)}"
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """uint8 (3, size, size). Raises BrokenImage."""
+        """uint8 (3, height, width). Raises BrokenImage."""
         return to_pixels(center_crop(resize_shorter(picture, self.size), self.size))
 
 
+class Whole(CenterCrop):
+    """Leaves pictures as they are, each in its own size, for evaluation one by one."""
+
+    def __init__(self) -> None:
+        self.resize, self.crop = "none", "none"
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        return to_pixels(picture)
+
+
 class TrainingCrop:
-    """Cuts a training square from a picture, with torch's random numbers.
+    """Cuts a training image from a picture, with torch's random numbers.
 
     Args:
-        size: pixels.
+        size: pixels; the words below are for squares, and other shapes are cut likewise, with an aspect ratio relative to theirs.
         cut: `resized` takes a window with an aspect ratio between 3/4 and 4/3 and resizes it to `size`. `fast` does the same with
             torch's resize, which takes six tenths of the time of Pillow's and differs by 1 of 255 in some values, by 2 on hard edges.
             `plain` takes a square after resizing the shorter side to `size`. `native` takes a square with a side between `size` and the
@@ -195,31 +219,34 @@ class TrainingCrop:
         scale: share of the picture's area that the window covers, lower and upper bound; only for `resized` and `fast`.
     """
 
-    def __init__(self, size: int, cut: Cut, scale: tuple[float, float] = (1.0, 1.0)) -> None:
+    def __init__(self, size: Size, cut: Cut, scale: tuple[float, float] = (1.0, 1.0)) -> None:
         if not 0 < scale[0] <= scale[1] <= 1:
             raise UserError(f"data.scale {list(scale)}: give two shares of the area, lower then upper, in (0, 1]")
         self.size, self.cut = size, cut
-        self._center, self._square = CenterCrop(size), v2.RandomCrop(size)
-        self._window = v2.RandomResizedCrop(size, scale, interpolation=RESAMPLING, antialias=True)
-        windowed = f"{scale[0]} to {scale[1]} of the area to {size} x {size}"
-        resized = {"resized": windowed, "fast": windowed, "native": f"squares of {size} pixels or more to {size} x {size}"}
+        height, width = sides(size)
+        self._center, self._part = CenterCrop(size), v2.RandomCrop((height, width))
+        ratio = (3 / 4 * width / height, 4 / 3 * width / height)
+        self._window = v2.RandomResizedCrop((height, width), scale, ratio, interpolation=RESAMPLING, antialias=True)
+        windowed = f"{scale[0]} to {scale[1]} of the area to {written(size)}"
+        kept = f"squares of {height} pixels" if height == width else f"parts of {written(size)} pixels"
+        resized = {"resized": windowed, "fast": windowed, "native": f"{kept} or more to {written(size)}"}
         self.resize = resized.get(cut, self._center.resize)
         self.crop = self._center.crop if cut == "center" else "random, random flip"
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """uint8 (3, size, size). Raises BrokenImage."""
+        """uint8 (3, height, width). Raises BrokenImage."""
         if self.cut == "center":
             return self._center(picture)
         if self.cut == "native":
-            pixels = to_pixels(self._square(resize_shorter(picture, self._side(min(picture.size)))))
+            length, present = closest_side(picture, self.size)
+            pixels = to_pixels(self._part(resize_by(picture, _between(length, present), present)))
         elif self.cut == "fast":
             pixels = self._window(to_pixels(picture))
         else:
-            pixels = to_pixels(self._window(picture) if self.cut == "resized" else self._square(resize_shorter(picture, self.size)))
+            pixels = to_pixels(self._window(picture) if self.cut == "resized" else self._part(resize_shorter(picture, self.size)))
         return pixels.flip(2) if torch.rand(()) < 0.5 else pixels
 
-    def _side(self, shorter: int) -> int:
-        """The random length of the shorter side after resizing, for `native`."""
-        if shorter <= self.size:
-            return self.size
-        return round(shorter * (self.size / shorter) ** float(torch.rand(())))
+
+def _between(least: int, present: int) -> int:
+    """A random length between the two, each octave equally likely; `least` if it is not the smaller one."""
+    return least if present <= least else round(present * (least / present) ** float(torch.rand(())))

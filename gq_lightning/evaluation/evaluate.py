@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 from torch import Tensor
 
-from gq_lightning.data.pictures.reading import BrokenImage, to_picture
+from gq_lightning.data import sides
+from gq_lightning.data.pictures.reading import BrokenImage, extended, to_picture
 from gq_lightning.data.sets import PictureSet
 from gq_lightning.errors import UserError
 from gq_lightning.files import write_whole
@@ -31,10 +32,12 @@ def evaluate(
     progress: bool = True,
     gaussian_rfid: bool = True,
     gaussian: bool = True,
+    tile: int | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1].
+    """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1], of one size or of several.
 
     `gaussian` measures the images decoded from the posterior mean too, `gaussian_rfid` their rFID as well.
+    Images beside the tokenizer's grid are extended by reflection, and their reconstructions cut back, as by `encode --fit pad`.
     With torch.distributed, each rank passes its own batches and receives the metrics of all images.
 
     Returns:
@@ -51,13 +54,27 @@ def evaluate(
         if not len(batch):
             continue
         batch = batch.to(tokenizer.device)
-        result = tokenizer.reconstruct(batch, gaussian=gaussian)
-        metrics.update(batch, result.images, result.tokens, result.gaussian, result.bits)
+        result = tokenizer.reconstruct(extended(batch, tokenizer.downsampling, tokenizer.fixed_image_size), tile, gaussian)
+        height, width = batch.shape[2:]
+        mean = None if result.gaussian is None else result.gaussian[..., :height, :width]
+        metrics.update(batch, result.images[..., :height, :width], result.tokens, mean, result.bits)
     values = metrics.compute()
     if not values:
         raise UserError("no image to evaluate: the evaluation set is empty or unreadable (see the warnings): give another")
     tokenizer.train(training)
     return values | {"evaluation_seconds": round(time.perf_counter() - begin, 2)}, metrics.protocol()
+
+
+def whole_protocol(tokenizer: ImageTokenizer, tile: int | None) -> dict[str, str]:
+    """How whole pictures are measured, which replaces what the data module says of its crops."""
+    step, window = tokenizer.downsampling, tokenizer.fixed_image_size or tile
+    least = "x".join(map(str, sides(tokenizer.fixed_image_size or step)))
+    return {
+        "image_size": "whole, each picture in its own size, one at a time",
+        "padding": f"by reflection to multiples of {step}, at least {least}; cut back before measuring; all tokens count in the rate",
+        "windows": "none" if window is None else f"{'x'.join(map(str, sides(window)))}, overlapping by a quarter, for larger pictures",
+        "rfid_pictures": "each is squeezed to 299x299, whatever its shape: compare rFID only with whole pictures of the same set",
+    }
 
 
 def write_metrics(path: Path, values: Mapping[str, Any], protocol: Mapping[str, Any], data: Mapping[str, Any], **facts: Any) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gq_lightning.data import Size, sides
 from gq_lightning.tokenizer import ImageTokenizer
 
 Format = Literal["table", "json", "markdown"]
@@ -26,7 +27,7 @@ class Summary:
 
     Attributes:
         backbone, quantizer: names of the classes.
-        image_size: side in pixels of the image to which FLOPs and tokens refer.
+        image_size: of the image in pixels to which FLOPs and tokens refer, the side of a square or (height, width).
         parameters: parameters of `encoder`, `decoder` and `quantizer`, and their `total`, as in a saved tokenizer. Buffers (a random
             codebook, multipliers, moving averages) do not count.
         training_only: parameters used only in training, such as those of an adversary.
@@ -37,7 +38,7 @@ class Summary:
 
     backbone: str
     quantizer: str
-    image_size: int
+    image_size: Size
     parameters: dict[str, int]
     training_only: dict[str, int]
     encode_flops: int
@@ -49,8 +50,8 @@ class Summary:
     tokens_per_image: int
 
 
-def summarize(tokenizer: ImageTokenizer, image_size: int, training: nn.Module | None = None) -> Summary:
-    """The summary of a tokenizer, on the meta device or any other, for images of `image_size` x `image_size` pixels.
+def summarize(tokenizer: ImageTokenizer, image_size: Size, training: nn.Module | None = None) -> Summary:
+    """The summary of a tokenizer, on the meta device or any other, for images of `image_size`.
 
     Args:
         training: the module that trains it; its other children count as `training_only`.
@@ -59,7 +60,8 @@ def summarize(tokenizer: ImageTokenizer, image_size: int, training: nn.Module | 
         UserError: the backbone does not accept that size.
     """
     backbone, quantizer, device = tokenizer.backbone, tokenizer.quantizer, tokenizer.backbone.last_layer.device
-    side = image_size // tokenizer.downsampling
+    height, width = sides(image_size)
+    grid = (height // tokenizer.downsampling, width // tokenizer.downsampling)
     parameters = {"encoder": _count(backbone.encoder), "decoder": _count(backbone.decoder), "quantizer": _count(quantizer)}
     parameters["total"] = _count(backbone) + parameters["quantizer"]
     children = () if training is None else training.named_children()
@@ -70,13 +72,13 @@ def summarize(tokenizer: ImageTokenizer, image_size: int, training: nn.Module | 
         image_size=image_size,
         parameters=parameters,
         training_only={name: count for name, count in others.items() if count},
-        encode_flops=_flops(backbone.encode, torch.empty(1, 3, image_size, image_size, device=device)),
-        decode_flops=_flops(backbone.decode, torch.empty(1, quantizer.latent_channels, side, side, device=device)),
+        encode_flops=_flops(backbone.encode, torch.empty(1, 3, height, width, device=device)),
+        decode_flops=_flops(backbone.decode, torch.empty(1, quantizer.latent_channels, *grid, device=device)),
         tokens_per_position=quantizer.tokens_per_position,
         codebook_size=quantizer.codebook_size,
         bits_per_position=quantizer.bits_per_position,
         bits_per_pixel=quantizer.bits_per_position / tokenizer.downsampling**2,
-        tokens_per_image=side * side * quantizer.tokens_per_position,
+        tokens_per_image=grid[0] * grid[1] * quantizer.tokens_per_position,
     )
 
 
@@ -84,7 +86,7 @@ def render(summary: Summary, form: Format = "table") -> Table | str:
     """A rich table, a JSON object, or a markdown table with one row."""
     if form == "json":
         return json.dumps(dataclasses.asdict(summary), indent=2)
-    size = f"{summary.image_size}x{summary.image_size}"
+    size = "{}x{}".format(*sides(summary.image_size))
     millions = {name: f"{count / 1e6:.2f} M" for name, count in summary.parameters.items()}
     if form == "markdown":
         cells = {

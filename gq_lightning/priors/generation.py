@@ -69,8 +69,6 @@ def first_rows(prior: Prior, tokenizer: ImageTokenizer, picture: Path, keep: flo
     if not 0 <= keep <= 1:
         raise UserError(f"--keep {keep:g}: give a share of the rows, from 0 to 1")
     height, width, _ = prior.grid
-    if height != width:
-        raise UserError(f"--from {picture}: needs a prior of square pictures, not of {height} x {width} positions: leave it out")
-    size = height * prior.downsampling
+    size = (height * prior.downsampling, width * prior.downsampling)
     image = to_tensor(center_crop(resize_shorter(load_picture(picture), size), size))
     return tokenizer.encode(image[None])[:, : round(keep * height)].flatten(1, 2)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gq_lightning.construction import sides
 from gq_lightning.errors import UserError
 from gq_lightning.files import write_whole
 from gq_lightning.tokenizer.module import ImageTokenizer
@@ -87,7 +88,7 @@ def export_tokenizer(tokenizer: ImageTokenizer, format: Format, folder: Path) ->
         raise UserError(f"cannot write {folder}: {error.strerror}: choose another place") from error
     step, window, names = tokenizer.downsampling, tokenizer.fixed_image_size, ("images", "tokens")
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
-    images = torch.zeros(2, 3, window or 4 * step, window or 5 * step)
+    images = torch.zeros(2, 3, *(sides(window) if window else (4 * step, 5 * step)))
     tokens = torch.zeros(2, images.shape[2] // step, images.shape[3] // step, tokenizer.tokens_per_position, dtype=torch.int64)
     free = ({}, {}) if window else ({2: step * height, 3: step * width}, {1: height, 2: width})
     encoder = _graph(_Encoder(tokenizer), images, {0: batch, **free[0]}, format, names)
@@ -151,7 +152,7 @@ def _compare(tokenizer: ImageTokenizer, encoder: Callable[[Tensor], Tensor], dec
     generator, step, window = torch.Generator().manual_seed(0), tokenizer.downsampling, tokenizer.fixed_image_size
     count, ties, difference = 0, 0, 0.0
     for batch, height, width in ((1, 8, 6), (3, 2, 7)):
-        size = (window or height * step, window or width * step)
+        size = sides(window or (height * step, width * step))
         images = functional.interpolate(torch.rand(batch, 3, 5, 5, generator=generator) * 2 - 1, size, mode="bilinear")
         tokens, found = tokenizer.encode(images), encoder(images)
         same = found == tokens

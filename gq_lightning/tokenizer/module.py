@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gq_lightning.backbones.base import Backbone, check_multiple
+from gq_lightning.construction import Size
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer, has_values
 from gq_lightning.tokenizer.pretrained import FLOATS, Pretrained
@@ -90,7 +91,7 @@ class ImageTokenizer(Pretrained):
         lowest, highest = check_images(images)
         if lowest >= 0 and highest > 0:
             warnings.warn("images have no value below 0: if they are in [0, 1], give images * 2 - 1", stacklevel=2)
-        check_multiple(images.shape[2], images.shape[3], self.downsampling)
+        check_multiple((images.shape[2], images.shape[3]), self.downsampling)
         if deterministic and len(images) > 1:
             return torch.cat([self.encode(image, False, tile, refine, distance) for image in images.split(1)])
         if refine < 0:
@@ -163,8 +164,8 @@ class ImageTokenizer(Pretrained):
         return self.backbone.downsampling
 
     @property
-    def fixed_image_size(self) -> int | None:
-        """Side of the smallest image (pixels) that `encode` accepts, if the backbone has a fixed size; else None."""
+    def fixed_image_size(self) -> Size | None:
+        """Size of the smallest image (pixels; an int, or height and width) that `encode` accepts, if the backbone has a fixed size."""
         return self.backbone.fixed_image_size
 
     @property

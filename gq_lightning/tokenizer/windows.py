@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gq_lightning.construction import Size, sides
 from gq_lightning.errors import UserError
 
 WINDOWS_PER_BATCH = 16
@@ -31,7 +32,7 @@ def starts(length: int, window: int, overlap: int) -> list[int]:
 
 
 def see_in_windows(
-    function: Callable[[Tensor], Tensor], x: Tensor, scale_in: int, scale_out: int, window: int | None, tile: int | None
+    function: Callable[[Tensor], Tensor], x: Tensor, scale_in: int, scale_out: int, window: Size | None, tile: int | None
 ) -> Tensor:
     """`function` applied to `x` at once if it can be, else in windows that overlap by a quarter, which hides the seams.
 
@@ -51,23 +52,24 @@ def see_in_windows(
     downsampling = max(scale_in, scale_out)
     if tile is not None and (tile < 4 * downsampling or tile % downsampling):
         raise UserError(f"tile: {tile}: give a multiple of {downsampling} of at least {4 * downsampling} pixels")
-    side = window or tile
-    height, width = (length // scale_in for length in x.shape[-2:])
-    if side is None or (window is None and max(height, width) * downsampling <= side):
+    if (size := window or tile) is None:
         return function(x)
-    if window and min(height, width) * downsampling < side:
-        size = f"{height * downsampling}x{width * downsampling}"
-        raise UserError(f"pictures of {size} are smaller than the backbone's {side} pixels: pad them first")
-    sides = tuple(min(side // downsampling, length) * scale_in for length in (height, width))
-    overlap = min(side // downsampling // 4, min(height, width) - 1) * scale_in
-    return apply_in_windows(function, x, (sides[0], sides[1]), overlap, scale_in, scale_out, WINDOWS_PER_BATCH)
+    (height, width), (rows, columns) = (length // scale_in for length in x.shape[-2:]), (side // downsampling for side in sides(size))
+    if window is None and height <= rows and width <= columns:
+        return function(x)
+    if window and (height < rows or width < columns):
+        given, needed = (f"{rows * downsampling}x{columns * downsampling}" for rows, columns in ((height, width), (rows, columns)))
+        raise UserError(f"pictures of {given} are smaller than the backbone's {needed} pixels: pad them first")
+    overlap = [min(side // 4, min(height, width) - 1) * scale_in for side in (rows, columns)]
+    covered = (min(rows, height) * scale_in, min(columns, width) * scale_in)
+    return apply_in_windows(function, x, covered, (overlap[0], overlap[1]), scale_in, scale_out, WINDOWS_PER_BATCH)
 
 
 def apply_in_windows(
     function: Callable[[Tensor], Tensor],
     x: Tensor,
     window: tuple[int, int],
-    overlap: int,
+    overlap: Size,
     scale_in: int = 1,
     scale_out: int = 1,
     batch_size: int = 1,
@@ -81,7 +83,7 @@ def apply_in_windows(
         function: (b, C, wh, ww) to (b, C2, wh * scale_out / scale_in, ww * scale_out / scale_in).
         x: (B, C, H, W).
         window: height and width of a window, in elements of `x`.
-        overlap: smallest overlap of neighbouring windows along both axes, in elements of `x`.
+        overlap: smallest overlap of neighbouring windows, in elements of `x`, along both axes or along each.
         scale_in: elements of `x` per position of the common grid; divides H, W, `window` and `overlap`.
         scale_out: elements of the result per position of that grid.
         batch_size: windows in one call of `function`.
@@ -93,9 +95,10 @@ def apply_in_windows(
         ValueError: no windows cover `x` (see `starts`), or a length is not a multiple of `scale_in`.
     """
     height, width = x.shape[-2:]
-    if any(length % scale_in for length in (height, width, *window, overlap)):
+    overlaps = sides(overlap)
+    if any(length % scale_in for length in (height, width, *window, *overlaps)):
         raise ValueError(f"size {height}x{width}, window {window} and overlap {overlap} must be multiples of {scale_in}")
-    rows, columns = starts(height, window[0], overlap), starts(width, window[1], overlap)
+    rows, columns = starts(height, window[0], overlaps[0]), starts(width, window[1], overlaps[1])
     if len(rows) == len(columns) == 1:
         return function(x)
 

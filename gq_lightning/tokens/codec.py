@@ -5,24 +5,24 @@ NAME.tokens --read_tokens--> TokenFile --tokenizer.decode, crop--> picture
 """
 
 import io
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, get_args
 
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from gq_lightning.construction import Size, sides, spelled
 from gq_lightning.data.pictures.listing import find_pictures
 from gq_lightning.data.pictures.reading import (
     BrokenImage,
     center_crop,
     centred,
+    extended,
     load_picture,
     resize_shorter,
     scale_pixels,
@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
     @property
     def downsampling(self) -> int: ...
     @property
-    def fixed_image_size(self) -> int | None: ...
+    def fixed_image_size(self) -> Size | None: ...
     @property
     def codebook_size(self) -> int: ...
     @property
@@ -62,13 +62,13 @@ class Tokenizer(Protocol):
     def coarser(self, bits: int) -> "Tokenizer": ...
 
 
-def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: int | None, size: int | None) -> tuple[Tensor, int, int, str]:
+def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: Size | None, size: Size | None) -> tuple[Tensor, int, int, str]:
     """Fits a picture to the tokenizer's grid.
 
     Args:
         fit: "pad" extends the picture at the right and the bottom by reflection, to a multiple of `downsampling` that is at least
-            `window`; "crop" takes the centre, rounded down to a multiple; "resize" resizes the shorter side to `size` and takes the
-            centre, size x size, as in evaluation.
+            `window`; "crop" takes the centre, rounded down to a multiple; "resize" resizes the shorter side to `size`, or to cover
+            a height and width, and takes the centre, as in evaluation.
 
     Returns:
         image (3, H, W) in [-1, 1]; height and width to restore after decoding; a short description, with sizes as height x width.
@@ -79,23 +79,20 @@ def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: int |
     before = f"{picture.height}x{picture.width}"
     if fit == "resize":
         assert size is not None  # checked with the other options
-        picture = resize_shorter(picture, size)
-        done = f"{before} resized to {picture.height}x{picture.width}, cropped to {size}x{size}"
-        return to_tensor(center_crop(picture, size)), size, size, done
+        (height, width), picture = sides(size), resize_shorter(picture, size)
+        done = f"{before} resized to {picture.height}x{picture.width}, cropped to {height}x{width}"
+        return to_tensor(center_crop(picture, size)), height, width, done
     pixels = to_pixels(picture)  # one byte per value; floats would take four, in each of the copies below
     if fit == "crop":
-        height, width = (length // downsampling * downsampling for length in pixels.shape[1:])
-        least = window or downsampling
-        if min(height, width) < least:
-            raise UserError(f"{before} is too small to be cropped, it must be at least {least}x{least}: use --fit pad")
+        (height, width), least = (length // downsampling * downsampling for length in pixels.shape[1:]), sides(window or downsampling)
+        if height < least[0] or width < least[1]:
+            raise UserError(f"{before} is too small to be cropped, it must be at least {least[0]}x{least[1]}: use --fit pad")
         done = f"{before} cropped to {height}x{width}" if (height, width) != pixels.shape[1:] else f"{before} kept"
         top, left = centred(pixels.shape[1], height), centred(pixels.shape[2], width)
         return scale_pixels(pixels[:, top : top + height, left : left + width]), height, width, done
-    height, width = (max(math.ceil(length / downsampling) * downsampling, window or 0) for length in pixels.shape[1:])
-    done = f"{before} padded to {height}x{width}" if (height, width) != pixels.shape[1:] else f"{before} kept"
-    for axis, length in ((1, height), (2, width)):
-        if length != pixels.shape[axis]:
-            pixels = pixels.index_select(axis, _reflected(pixels.shape[axis], length))
+    pixels = extended(pixels, downsampling, window)
+    height, width = pixels.shape[1:]
+    done = f"{before} padded to {height}x{width}" if (height, width) != (picture.height, picture.width) else f"{before} kept"
     return scale_pixels(pixels), picture.height, picture.width, done
 
 
@@ -104,7 +101,7 @@ def encode_pictures(
     paths: Sequence[Path],
     out: Path,
     fit: Fit = "pad",
-    size: int | None = None,
+    size: Size | None = None,
     deterministic: bool = False,
     tile: int | None = None,
     skip_broken: bool = False,
@@ -126,7 +123,7 @@ def encode_pictures(
         UserError: the options do not fit the tokenizer, two pictures would have the same token file, there is nothing to encode, or,
             unless `skip_broken`, a picture cannot be read. Skipped pictures are named on standard error.
     """
-    _check_fit(fit, size, tokenizer.downsampling, tokenizer.fixed_image_size)
+    _check_fit(fit, size, tokenizer)
     targets: dict[Path, Path] = {}
     for given in (Path(path).expanduser() for path in paths):
         for picture in find_pictures([given]):
@@ -216,15 +213,22 @@ def decode_pictures(
     return written
 
 
-def _check_fit(fit: str, size: int | None, downsampling: int, window: int | None) -> None:
+def check_size(tokenizer: Tokenizer, option: str, size: Size) -> None:
+    """Raises UserError, naming the option and a size that fits, unless the tokenizer can encode images of this size."""
+    step, least = tokenizer.downsampling, sides(tokenizer.fixed_image_size or tokenizer.downsampling)
+    if any(side < smallest or side % step for side, smallest in zip(sides(size), least, strict=True)):
+        height, width = (max(side // step * step, smallest) for side, smallest in zip(sides(size), least, strict=True))
+        asked, smallest, nearest = (spelled(each) for each in (size, least, (height, width)))
+        raise UserError(f"{option} {asked}: use a multiple of {step} that is at least {smallest}, such as {nearest}")
+
+
+def _check_fit(fit: str, size: Size | None, tokenizer: Tokenizer) -> None:
     if fit not in get_args(Fit):
         raise UserError(f"--fit {fit}: use one of {', '.join(get_args(Fit))}")
     if (size is None) == (fit == "resize"):
         raise UserError("--fit resize needs --size" if size is None else f"--size {size} is for --fit resize, not for --fit {fit}")
-    least = window or downsampling
-    if size is not None and (size < least or size % downsampling):
-        nearest = max(size // downsampling * downsampling, least)
-        raise UserError(f"--size {size}: use a multiple of {downsampling} that is at least {least}, such as {nearest}")
+    if size is not None:
+        check_size(tokenizer, "--size", size)
 
 
 def _check_geometry(path: Path, token_file: TokenFile, tokenizer: Tokenizer) -> None:
@@ -242,12 +246,6 @@ def _check_geometry(path: Path, token_file: TokenFile, tokenizer: Tokenizer) -> 
     if highest >= tokenizer.codebook_size:
         size = tokenizer.codebook_size
         raise UserError(f"{path}: token {highest} is out of range, this codebook has {size}: decode with the one that made it")
-
-
-def _reflected(length: int, target: int) -> Tensor:
-    """Indices (target,) that run up and down [0, length) repeatedly: reflection, even of a single pixel."""
-    index = torch.arange(target) % max(2 * (length - 1), 1)
-    return torch.minimum(index, 2 * (length - 1) - index)
 
 
 def _token_files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:

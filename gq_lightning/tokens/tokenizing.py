@@ -1,6 +1,6 @@
 """Pictures to a token set.
 
-PictureSet --Seen--> views (v, 3, S, S) --tokenizer.encode--> records (label, tokens) --whole files--> OUT/000000.npy, ..., OUT/set.json
+PictureSet --Seen--> views (v, 3, H, W) --tokenizer.encode--> records (label, tokens) --whole files--> OUT/000000.npy, ..., OUT/set.json
 
 A shard has the same pictures in the same batches for any number of ranks. Finished shards are skipped by the next call.
 """
@@ -20,16 +20,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gq_lightning.construction import Size, sides
 from gq_lightning.data.module import cores
 from gq_lightning.data.order import derived_seed, random_numbers
 from gq_lightning.data.pictures.progress import progress
 from gq_lightning.data.pictures.reading import INTERPOLATION, BrokenImage, center_crop, resize_shorter, to_pixels
-from gq_lightning.data.sets import CenterCrop, PictureSet
+from gq_lightning.data.sets import CenterCrop, PictureSet, resizing, written
 from gq_lightning.data.sets import fingerprint as fingerprint_of
 from gq_lightning.distributed import rank, ranks, wait_for_all
 from gq_lightning.errors import UserError, printable
 from gq_lightning.files import write_whole
-from gq_lightning.tokens.codec import Tokenizer
+from gq_lightning.tokens.codec import Tokenizer, check_size
 from gq_lightning.tokens.token_set import NO_CLASS, Header, TokenSet, Told, read_told, sha256_of, shard_path
 
 logger = logging.getLogger("gq_lightning.data")
@@ -39,25 +40,27 @@ LARGER = 1.1  # shorter side from which ten crops are cut, in image sizes
 
 
 class TenCrop(CenterCrop):
-    """The centre and the four corners of a picture that is a tenth larger, each followed by its mirror image: (10, 3, size, size)."""
+    """The centre and the four corners of a picture that is a tenth larger, each followed by its mirror image: (10, 3, height, width)."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__(size)
-        self.resize, self.crop = f"shorter side to {round(LARGER * size)}", f"centre and corners {size} x {size}"
+        height, width = (round(LARGER * side) for side in sides(size))
+        self.larger = (height, width)
+        self.resize, self.crop = resizing(self.larger), f"centre and corners {written(size)}"
 
     def __call__(self, picture: Any) -> Tensor:
-        size, picture = self.size, resize_shorter(picture, round(LARGER * self.size))
-        corners = [picture.crop((x, y, x + size, y + size)) for y in (0, picture.height - size) for x in (0, picture.width - size)]
-        return torch.stack([view for crop in (center_crop(picture, size), *corners) for view in _with_mirror(to_pixels(crop))])
+        (height, width), picture = sides(self.size), resize_shorter(picture, self.larger)
+        corners = [picture.crop((x, y, x + width, y + height)) for y in (0, picture.height - height) for x in (0, picture.width - width)]
+        return torch.stack([view for crop in (center_crop(picture, self.size), *corners) for view in _with_mirror(to_pixels(crop))])
 
 
 class Seen(Dataset[Tensor | BrokenImage]):
-    """The views of each picture, (v, 3, S, S); for a broken picture, its error.
+    """The views of each picture, (v, 3, H, W); for a broken picture, its error.
 
     Picture files are cropped as in evaluation, or into ten crops. Pictures that are already crops are used unchanged.
     """
 
-    def __init__(self, pictures: PictureSet, size: int, views: Views) -> None:
+    def __init__(self, pictures: PictureSet, size: Size, views: Views) -> None:
         self.mirrored = views == "flip"
         self.names = {"one": ["centre"], "flip": ["centre", "mirrored"]}.get(views) or [
             f"{place}{mirror}"
@@ -98,7 +101,7 @@ def write_token_set(
     tokenizer: Tokenizer,
     pictures: PictureSet,
     out: Path,
-    image_size: int,
+    image_size: Size,
     classes: Sequence[str] = (),
     views: Views = "one",
     batch_size: int = 32,
@@ -110,7 +113,7 @@ def write_token_set(
     Broken pictures are named in a warning and left out.
 
     Args:
-        image_size: side of the images in pixels.
+        image_size: of the images in pixels, the side of squares or (height, width).
         classes: names of the classes, see `class_names`; a picture of another class gets no label.
         views: `one` is the picture as in evaluation; `flip` adds its mirror image; `ten_crop` is centre and corners, each with its
             mirror image.
@@ -124,12 +127,9 @@ def write_token_set(
     for name, value in (("batch_size", batch_size), ("shard_pictures", shard_pictures)):
         if value < 1:
             raise UserError(f"--{name} {value}: give a positive number")
-    seen, side = Seen(pictures, image_size, views), image_size // tokenizer.downsampling
-    least = tokenizer.fixed_image_size or tokenizer.downsampling
-    if side * tokenizer.downsampling != image_size or image_size < least:
-        needs = f"a multiple of {tokenizer.downsampling}, at least {least}"
-        raise UserError(f"data.init_args.image_size {image_size}: this tokenizer needs {needs}")
-    grid = (side, side, tokenizer.tokens_per_position)
+    seen, (height, width) = Seen(pictures, image_size, views), sides(image_size)
+    check_size(tokenizer, "data.init_args.image_size", image_size)
+    grid = (height // tokenizer.downsampling, width // tokenizer.downsampling, tokenizer.tokens_per_position)
     geometry = (grid, tokenizer.codebook_size, tokenizer.downsampling, tokenizer.tokens_fingerprint)
     header = Header(*geometry, list(classes), seen.names, seen.preparation, pictures.split, [], {})
     plan = hashlib.sha256(f"{header} {fingerprint_of(pictures)} {shard_pictures}".encode("utf-8", "surrogateescape")).hexdigest()

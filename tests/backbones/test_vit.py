@@ -54,12 +54,13 @@ def test_patches_are_flattened_channel_row_column() -> None:
     assert patches.shape == (2, 4, 48)
     for index, (top, left) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
         assert torch.equal(patches[:, index], images[:, :, top : top + 4, left : left + 4].flatten(1))
-    assert torch.equal(unpatchify(patches, 4), images)
+    assert torch.equal(unpatchify(patches, 4, images.shape[2] // 4), images)
 
 
-def test_unpatchify_inverts_from_the_other_side() -> None:
+@pytest.mark.parametrize("height", [1, 3, 9])
+def test_unpatchify_inverts_from_the_other_side(height: int) -> None:
     patches = torch.randn(2, 9, 12)
-    assert torch.equal(patchify(unpatchify(patches, 2), 2), patches)
+    assert torch.equal(patchify(unpatchify(patches, 2, height), 2), patches)
 
 
 def transform(transformer: Transformer, x: Tensor, heads: int) -> Tensor:

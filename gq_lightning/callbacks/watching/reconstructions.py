@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
-from gq_lightning.data import BrokenImage, PictureSet
+from gq_lightning.data import BrokenImage, PictureSet, sides
 from gq_lightning.data.pictures.reading import resize_shorter
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation.evaluate import draw, evenly, some_images
@@ -27,10 +27,10 @@ LONGEST = 512
 class Reconstructions(Callback):
     """Logs images to every logger that supports them: TensorBoard, Weights & Biases, MLflow, Comet.
 
-    They are a grid original | Gaussian | quantised of evaluated squares, and whole pictures with maps of their errors and bits.
+    They are a grid original | Gaussian | quantised of evaluated images, and whole pictures with maps of their errors and bits.
 
     Args:
-        columns: number of squares, spread evenly over the evaluation set.
+        columns: number of images, spread evenly over the evaluation set.
         whole: number of whole pictures, likewise.
     """
 
@@ -67,7 +67,10 @@ def whole_pictures(pictures: PictureSet, count: int, tokenizer: ImageTokenizer) 
         with contextlib.suppress(BrokenImage, UserError):
             picture = pictures.whole(index)
             if (longest := max(picture.size)) > LONGEST:
-                picture = resize_shorter(picture, max(min(picture.size) * LONGEST // longest, tokenizer.fixed_image_size or 1))
+                smaller = resize_shorter(picture, max(min(picture.size) * LONGEST // longest, 1))
+                height, width = sides(tokenizer.fixed_image_size or 1)
+                fits = smaller.height >= height and smaller.width >= width
+                picture = smaller if fits else resize_shorter(picture, (height, width))
             found.append(fit_picture(picture, "crop", tokenizer.downsampling, tokenizer.fixed_image_size, None)[0])
     return found
 

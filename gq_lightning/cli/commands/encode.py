@@ -19,7 +19,7 @@ def run(
     tokenizer: str,
     out: Path,
     fit: Literal["pad", "resize", "crop"] = "pad",
-    size: PositiveInt | None = None,
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
     deterministic: bool = False,
     tile: PositiveInt | None = None,
     skip_broken: bool = False,
@@ -35,9 +35,9 @@ def run(
         images: pictures or folders of them
         tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         out: folder of the token files
-        fit: pad: keep the size, pad to the grid, cut back on decoding; resize: shorter side to --size and centre crop; crop: centre crop to
+        fit: pad: keep the size, pad to the grid, cut back on decoding; resize: to cover --size, and centre crop; crop: centre crop to
             the grid
-        size: for --fit resize, in pixels
+        size: for --fit resize, in pixels, a number or [height,width]
         deterministic: tokens independent of batching, to the bit
         tile: encode large pictures in overlapping tiles of this side, in pixels, to bound memory
         skip_broken: name and count pictures that cannot be decoded instead of stopping

@@ -3,6 +3,7 @@
 file --load_picture--> upright RGB picture --resize_shorter, center_crop--> square --to_tensor--> (3, H, W) in [-1, 1]
 """
 
+import math
 import warnings
 from contextlib import nullcontext
 from functools import cache
@@ -14,6 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from gq_lightning.construction import Size, sides
 from gq_lightning.errors import UserError
 from gq_lightning.files import open_regular
 
@@ -134,18 +136,44 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def resize_shorter(picture: Image.Image, size: int) -> Image.Image:
+def resize_shorter(picture: Image.Image, size: Size) -> Image.Image:
     """The picture resized to a shorter side of `size` pixels, the longer side in proportion and truncated (see `INTERPOLATION`).
+
+    For a height and a width, the side that has to grow the most, or may shrink the least, gets its length, so that the result covers both.
 
     Raises:
         BrokenImage: the picture is so long and thin that the result would have more pixels than Pillow decodes.
     """
+    return resize_by(picture, *closest_side(picture, size))
+
+
+def closest_side(picture: Image.Image, size: Size) -> tuple[int, int]:
+    """The length that one side of `size` has, and that of the same side of the picture: the one that resizing to `size` changes the most
+    if it enlarges, the least if it shrinks."""
+    height, width = sides(size)
+    if height * picture.width >= width * picture.height:
+        return height, picture.height
+    return width, picture.width
+
+
+def resize_by(picture: Image.Image, length: int, present: int) -> Image.Image:
+    """The picture with sides in proportion, truncated, of which one of `present` pixels becomes `length`. Raises BrokenImage, see above."""
     width, height = picture.size
-    shorter = min(width, height)
-    target = (width * size // shorter, height * size // shorter)
+    target = (width * length // present, height * length // present)
     if Image.MAX_IMAGE_PIXELS and target[0] * target[1] > 2 * Image.MAX_IMAGE_PIXELS:
         raise BrokenImage(f"too long and thin to be a picture: {width} x {height} pixels would become {target[0]} x {target[1]}")
     return picture if target == picture.size else picture.resize(target, RESAMPLING)
+
+
+def extended(pixels: Tensor, step: int, least: Size | None) -> Tensor:
+    """Pixels (..., H, W), extended at the right and the bottom by reflection to multiples of `step` that are at least `least`."""
+    for axis, smallest in zip((-2, -1), sides(least or step), strict=True):
+        length = pixels.shape[axis]
+        if (target := max(math.ceil(length / step) * step, smallest)) != length:
+            # up and down [0, length) repeatedly: reflection, even of a single pixel
+            index = torch.arange(target, device=pixels.device) % max(2 * (length - 1), 1)
+            pixels = pixels.index_select(axis, torch.minimum(index, 2 * (length - 1) - index))
+    return pixels
 
 
 def centred(length: int, size: int) -> int:
@@ -153,9 +181,10 @@ def centred(length: int, size: int) -> int:
     return round((length - size) / 2)
 
 
-def center_crop(picture: Image.Image, size: int) -> Image.Image:
-    """The central `size` x `size` pixels, as torchvision crops them. Neither side may be shorter."""
-    if min(picture.size) < size:
-        raise ValueError(f"cannot crop {size} pixels from a picture of {picture.width} x {picture.height}")
-    left, top = (centred(length, size) for length in picture.size)
-    return picture.crop((left, top, left + size, top + size))
+def center_crop(picture: Image.Image, size: Size) -> Image.Image:
+    """The central `size` pixels, as torchvision crops them. Neither side may be shorter."""
+    height, width = sides(size)
+    if picture.height < height or picture.width < width:
+        raise ValueError(f"cannot crop {height} x {width} pixels from a picture of {picture.height} x {picture.width}")
+    left, top = centred(picture.width, width), centred(picture.height, height)
+    return picture.crop((left, top, left + width, top + height))
