@@ -4,12 +4,12 @@ Each function offers one operation to the rest of the package. pyproject.toml al
 `INTERNALS` that an installed version lacks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -72,6 +72,22 @@ def validation_is_due(trainer: Trainer) -> bool:
 class OwnOptions(LightningCLI):
     """LightningCLI that takes options from the user only. Lightning would also read `hyper_parameters` from the --ckpt_path file, which
     could set a learning rate or name a class to import."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.links: dict[str, str | Sequence[str]] = {}
+        super().__init__(*args, **kwargs)
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's parser, which records in `links` every option that is computed from others, with these."""
+        parser = super().init_parser(**kwargs)
+        link = parser.link_arguments
+
+        def recorded(source: str | tuple[str, ...], target: str, **settings: Any) -> None:
+            self.links[target] = source
+            link(source, target, **settings)
+
+        parser.link_arguments = recorded  # type: ignore[method-assign, assignment]
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         pass

@@ -1,10 +1,14 @@
-"""Lightning options that this package refuses, each with the option to use instead.
+"""Options that this package refuses, each with the option to use instead: some of Lightning's, and those computed from others.
 
 An option either does what its help says or is refused by name before anything starts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from gq_lightning.errors import UserError
 from gq_lightning.files import RunFolder
@@ -75,3 +79,38 @@ def check_options(option: Callable[[str], Any], replaced: Mapping[str, Replaced]
             raise UserError(f"checkpoint.{name}: {stale}")
     if checkpoint.save_weights_only and option("ema_decay") is not None:
         raise UserError("checkpoint.save_weights_only: such a file lacks the averages of ema_decay: leave out one of the two options")
+
+
+def check_linked(args: Sequence[str], links: Mapping[str, str | Sequence[str]]) -> None:
+    """Raises UserError for an option that is computed from others, which jsonargparse would overwrite without a word.
+
+    Args:
+        args: the command line, with its configs as files or inline.
+        links: of each computed option, those that decide it.
+    """
+    targets = {_path(target): target for target in links}
+    for place, text in enumerate(args):
+        option, equals, value = text.partition("=")
+        if option.startswith("-"):
+            path = () if option in ("-c", "--config") else _path(option.lstrip("-"))
+            for given in _given(path, value if equals else "".join(args[place + 1 : place + 2]), targets):
+                source = links[targets[given]]
+                deciding = source if isinstance(source, str) else " and ".join(source)
+                raise UserError(f"{targets[given]}: is computed from {deciding}: leave it out, and set that")
+
+
+def _given(path: tuple[str, ...], value: Any, targets: Mapping[tuple[str, ...], str]) -> Iterator[tuple[str, ...]]:
+    """The computed options that a value at `path` would set: a plain one, or a mapping, in YAML or in a YAML file."""
+    if path in targets and value is not None:
+        yield path
+    elif any(target[: len(path)] == path for target in targets):
+        if isinstance(value, str):
+            with suppress(OSError, ValueError, yaml.YAMLError):  # of those the parser tells
+                value = yaml.safe_load(Path(value).read_text() if value.endswith((".yaml", ".yml", ".json")) else value)
+        for name, inner in value.items() if isinstance(value, Mapping) else ():
+            yield from _given((*path, *_path(str(name))), inner, targets)
+
+
+def _path(option: str) -> tuple[str, ...]:
+    """The parts of an option's name. init_args may be left out on the command line."""
+    return tuple(part for part in option.split(".") if part not in ("init_args", "dict_kwargs"))

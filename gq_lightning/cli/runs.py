@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from gq_lightning.callbacks import Acceleration, CheckpointFiles, Dashboard, ExactResume, LastCheckpoint, LostRanks, Outset, Preemption
 from gq_lightning.callbacks.order import in_order
 from gq_lightning.callbacks.watching.dashboard import Charts
-from gq_lightning.cli.options import Replaced, check_options
+from gq_lightning.cli.options import Replaced, check_linked, check_options
 from gq_lightning.errors import UserError
 from gq_lightning.files import RunFolder, write_whole
 from gq_lightning.lightning_internals import MisconfigurationException, OwnOptions, ProgressBar, explain_restoring
@@ -86,6 +86,10 @@ class RunCommandLine(OwnOptions):
                 auto_configure_optimizers=False,
                 parser_kwargs=_parser_settings(self.subcommands() if run else ()),
             )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        check_linked(args, self.links)
+        super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", default="default", help="name of the run; its folder is RUNS/NAME")
