@@ -86,9 +86,8 @@ def test_no_form_of_a_linked_option_is_ignored(
 def test_other_options_pass() -> None:
     table = {"model.backbone.init_args.image_size": ("data.init_args.image_size", "backbone_image_size"), "trainer.dir": "name"}
     values = ["--data.init_args.image_size=3", "--model.backbone.init_args.image_sizes=3", "--model", "{", "--trainer=nowhere.yaml"]
-    check_linked(
-        [*values, "--name", "model.backbone.init_args.image_size", "--model.backbone.init_args.image_size=null", "--config"], table
-    )
+    check_linked([*values, "--name", "model.backbone.init_args.image_size", "--config"], table)
+    check_linked(["--config", '{"model": {"backbone": {"init_args": {"image_size": null}}}}'], table)
     with pytest.raises(UserError, match="computed from data.init_args.image_size and backbone_image_size: leave it out"):
         check_linked(['--model={"backbone": {"init_args": {"image_size": [3, 4]}}}'], table)
 

@@ -71,6 +71,7 @@ def adamw(
     ]
     fused = all(parameter.device.type in FUSED for parameter in trainable) or None
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(_moments_alone)
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (warmup_steps + 1))
@@ -92,20 +93,49 @@ def weights_to_go_on_with(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
                 raise UserError(f"--ckpt_path: {name} has values that are not finite: the training diverged; give an earlier checkpoint")
     if not is_fitting(trainer):
         return
-    if "optimizer_states" not in checkpoint:
+    if not checkpoint.get("optimizer_states"):
         raise UserError("--ckpt_path: the checkpoint has weights only and cannot be resumed: give one with the optimizer's state")
     if not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         checkpoint["state_dict"] = checkpoint.pop("current_model_state", checkpoint["state_dict"])
 
 
+def _moments_alone(optimizer: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+    """What an AdamW takes from the state in a checkpoint: steps and moments. Its settings stay those of `adamw`.
+
+    Raises:
+        UserError: the state belongs to other parameters, lacks a moment, or has a value that no training leaves there.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    groups, states = loaded.get("param_groups"), loaded.get("state")
+    if not isinstance(groups, list) or not isinstance(states, dict) or not all(isinstance(group, dict) for group in groups):
+        raise UserError("--ckpt_path: optimizer_states: lacks param_groups or state: give another checkpoint")
+    if [group.get("params") for group in groups] != [group["params"] for group in own]:
+        raise UserError("--ckpt_path: optimizer_states: belongs to other parameters than those to be trained: give the configs of its run")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = {}
+    for number, state in states.items():
+        where = f"--ckpt_path: optimizer_states: the state of parameter {number!r:.20}"
+        if number not in range(len(parameters)) or not isinstance(state, dict):
+            raise UserError(f"{where} belongs to no parameter: give another checkpoint")
+        shapes = {"step": torch.Size(), "exp_avg": parameters[number].shape, "exp_avg_sq": parameters[number].shape}
+        for name, shape in shapes.items():
+            tensor = state.get(name)
+            if not isinstance(tensor, Tensor) or tensor.shape != shape or not tensor.is_floating_point():
+                raise UserError(f"{where} has no {name} of shape {tuple(shape)}: give another checkpoint")
+            if not bool(tensor.isfinite().all()) or (name != "exp_avg" and bool((tensor < 0).any())):
+                raise UserError(f"{where}: {name} has values that are negative or not finite: the training diverged; give an earlier one")
+        kept[number] = {name: state[name] for name in shapes}
+    return {"state": kept, "param_groups": own}
+
+
 def as_asked_for(optimizer: LightningOptimizer, scheduler: LambdaLR) -> None:
-    """Restores the settings from `adamw` in an optimizer that was loaded from a checkpoint, which overwrote them with its own. Moments and
-    the position in the schedule stay those of the checkpoint."""
-    asked = optimizer.defaults
-    scheduler.base_lrs = [asked["lr"] for _ in scheduler.base_lrs]
-    for group, decay, factor in zip(optimizer.param_groups, (asked["weight_decay"], 0.0), scheduler.lr_lambdas, strict=True):
-        learning_rate = asked["lr"] * factor(scheduler.last_epoch)
-        group |= {"lr": learning_rate, "initial_lr": asked["lr"], "betas": asked["betas"], "weight_decay": decay}
+    """Gives an optimizer that was loaded from a checkpoint the learning rates from `adamw` at the step that it has reached, whatever
+    learning rates and steps the checkpoint's schedule has."""
+    asked = optimizer.defaults["lr"]
+    scheduler.last_epoch = max((int(state["step"]) for state in optimizer.state.values()), default=0)
+    scheduler.base_lrs = [asked for _ in scheduler.base_lrs]
+    for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group |= {"lr": asked * factor(scheduler.last_epoch), "initial_lr": asked}
 
 
 def take_step(optimizer: LightningOptimizer, scheduler: LRScheduler, gradient_clip: float | None, counted: bool) -> Tensor:
