@@ -2,6 +2,7 @@
 
 import random
 import struct
+import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,3 +140,39 @@ def test_counts_of_more_tokens_than_can_be_coded(codebook_size: int) -> None:
     body = MAGIC + _GEOMETRY.pack(coding, *geometry) + data[len(MAGIC) + _GEOMETRY.size : -4]
     with pytest.raises(ValueError, match=f"counts of {codebook_size} tokens"):
         from_bytes(body + struct.pack("<I", zlib.crc32(body)))
+
+
+@pytest.mark.parametrize(("size", "weight"), [(1, 1), (2, 3), (7, 1), (64, 2), (100, 0), (1000, 64)])
+def test_counts_are_those_of_a_plain_table(size: int, weight: int) -> None:
+    """The reference is a table of all frequencies and its cumulative sum."""
+    generator = np.random.default_rng(size)
+    model, table = Counts(size, weight), np.ones(size, dtype=np.int64)
+    for token in np.minimum(generator.geometric(3 / size, 300) - 1, size - 1).tolist() if size > 3 else [0] * 50:
+        starts = np.concatenate([[0], table.cumsum()])
+        for other in {0, token, size - 1}:
+            assert model.interval(other) == (starts[other], table[other], starts[-1])
+        for point in {0, int(generator.integers(starts[-1])), int(starts[token]), int(starts[token + 1]) - 1, int(starts[-1]) - 1}:
+            wanted = int(np.searchsorted(starts, point, side="right")) - 1
+
+            def drawn(total: int, point: int = point, most: int = int(starts[-1])) -> int:
+                assert total == most
+                return point
+
+            assert model.token(drawn) == wanted
+        model.see(token)
+        table[token] += weight
+
+
+def test_a_token_takes_the_same_time_whatever_came_before() -> None:
+    """A sorted list of what was seen took time in proportion to its length: minutes for a picture of a million tokens."""
+    tokens = np.random.default_rng(0).permutation(2**19).tolist()
+
+    def seconds(count: int) -> float:
+        model = Counts(2**19, 1)
+        begin = time.process_time()
+        for token in tokens[:count]:
+            model.see(token)
+        return (time.process_time() - begin) / count
+
+    few = min(seconds(2**12) for _ in range(3))
+    assert seconds(2**18) < 10 * few

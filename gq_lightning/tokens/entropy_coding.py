@@ -7,7 +7,6 @@ decoder can reproduce. The coder is a stack (an asymmetric numeral system). A to
 the point is popped off the stack first, so that its bits are recovered. Only uniform distributions are needed, and nothing is rounded.
 """
 
-from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -39,27 +38,45 @@ class Counts:
 
     With weight 0 all tokens stay equally likely. The counts stop changing when their total would exceed `MOST_POINTS`. Raises ValueError
     if `size` exceeds it already.
+
+    The sums of counts are a binary indexed tree (Fenwick 1994), so a token takes the same few microseconds whether a thousand or a million
+    came before.
     """
 
     def __init__(self, size: int, weight: int) -> None:
         if not 1 <= size <= MOST_POINTS:
             raise ValueError(f"counts of {size} tokens: 1 to {MOST_POINTS} can be coded")
-        self.size, self.weight = size, weight
-        self.seen: list[int] = []  # in ascending order
+        self.size, self.weight, self.total = size, weight, size
+        self._seen: dict[int, int] = {}  # occurrences of a token
+        self._sums: dict[int, int] = {}  # of the tokens [node - (node & -node), node)
 
     def interval(self, token: int) -> Interval:
-        below = bisect_left(self.seen, token)
-        count = bisect_right(self.seen, token, below) - below
-        return token + self.weight * below, 1 + self.weight * count, self.size + self.weight * len(self.seen)
+        below, node, sums = 0, token, self._sums
+        while node:
+            below += sums.get(node, 0)
+            node &= node - 1
+        return token + self.weight * below, 1 + self.weight * self._seen.get(token, 0), self.total
 
     def token(self, point: Callable[[int], int]) -> int:
-        drawn = point(self.size + self.weight * len(self.seen))
-        # the last token whose interval starts at or before the point
-        return bisect_right(range(self.size), drawn, key=lambda token: self.interval(token)[0]) - 1
+        drawn, sums = point(self.total), self._sums
+        token = below = 0
+        step = 1 << self.size.bit_length()
+        while step := step >> 1:  # to the last token whose interval starts at or before the point
+            if (node := token + step) <= self.size:
+                more = below + sums.get(node, 0)
+                if node + self.weight * more <= drawn:
+                    token, below = node, more
+        return token
 
     def see(self, token: int) -> None:
-        if self.weight and self.size + self.weight * (len(self.seen) + 1) <= MOST_POINTS:
-            insort(self.seen, token)
+        if not self.weight or self.total + self.weight > MOST_POINTS:
+            return
+        self.total += self.weight
+        self._seen[token] = self._seen.get(token, 0) + 1
+        node = token + 1
+        while node <= self.size:
+            self._sums[node] = self._sums.get(node, 0) + 1
+            node += node & -node
 
 
 class ByTables:
