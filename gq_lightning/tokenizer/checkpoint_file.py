@@ -4,9 +4,11 @@ file --every member's CRC-32--> torch's restricted unpickler --> tensors and pla
 """
 
 import math
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +29,7 @@ def read_checkpoint(
     weights_only: bool = True,
     placeholders: Callable[[list[str]], list[Any]] = lambda names: [],
 ) -> Any:
-    """The content of a checkpoint. The file is verified first, and no code in it is run.
+    """The content of a checkpoint. It is returned only if all of the file is sound, and no code in it is run.
 
     Args:
         path: a file that torch.save wrote.
@@ -41,11 +43,15 @@ def read_checkpoint(
         FileNotFoundError: the file does not exist.
     """
     try:
-        with open_regular(path) as file:
-            size = _check_archive(file)
-            names = sorted(get_unsafe_globals_in_checkpoint(str(path))) if weights_only else []
-            with safe_globals(placeholders(names)):
-                content = torch.load(str(path) if mmap else file, map_location=map_location, weights_only=weights_only, mmap=mmap)
+        with open_regular(path) as file, open_regular(path) as other, _checked(other) as (size, wait):
+            if not weights_only:
+                wait()
+            try:
+                names = sorted(get_unsafe_globals_in_checkpoint(str(path))) if weights_only else []
+                with safe_globals(placeholders(names)):
+                    content = torch.load(str(path) if mmap else file, map_location=map_location, weights_only=weights_only, mmap=mmap)
+            finally:
+                wait()  # damage explains any other error
         for tensor in _tensors(content):
             _check_size(tensor, size)
         return content
@@ -60,9 +66,14 @@ def read_checkpoint(
         ) from error
 
 
-def _check_archive(file: BinaryIO) -> int:
-    """Reads all of an archive and returns its length, in bytes. Raises BadZipFile."""
-    with zipfile.ZipFile(file) as archive:
+@contextmanager
+def _checked(file: BinaryIO) -> Iterator[tuple[int, Callable[[], None]]]:
+    """The length of an archive in bytes, and a function that waits until all of it is read and raises BadZipFile if it is damaged.
+
+    The checksums are computed beside the block, by the cores that loading leaves idle, since zlib releases the interpreter. Of 320 MB, on
+    two cores, the shortest of 15 times was 4 % above that of torch.load alone; checked before loading, it was 61 % above.
+    """
+    with zipfile.ZipFile(file) as archive, ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:
         members = archive.infolist()
         if len({member.filename for member in members}) < len(members):
             raise zipfile.BadZipFile("a name occurs twice")
@@ -75,12 +86,13 @@ def _check_archive(file: BinaryIO) -> int:
                 while content.read(PIECE):
                     pass
 
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(check, members):
-                pass
-    length = file.seek(0, 2)
-    file.seek(0)
-    return length
+        checks = [pool.submit(check, member) for member in members]
+
+        def wait() -> None:
+            for each in checks:
+                each.result()
+
+        yield os.fstat(file.fileno()).st_size, wait
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:
