@@ -9,6 +9,7 @@ that has been imported or called, and tokens or weights that are not those that 
 
 import argparse
 import copy
+import hashlib
 import io
 import json
 import os
@@ -32,10 +33,13 @@ from published_networks import VIT, reference
 
 from gq_lightning import ImageTokenizer, UserError, read_tokens, write_tokens
 from gq_lightning.callbacks import CheckpointFiles
-from gq_lightning.data import Shards
+from gq_lightning.data import ImageFolder, Shards
 from gq_lightning.data.shards.writing import write_shards
 from gq_lightning.importers.authors import import_checkpoint
+from gq_lightning.priors import Prior
 from gq_lightning.tokenizer.checkpoint import load_checkpoint
+from gq_lightning.tokens import TokenSet
+from gq_lightning.tokens.tokenizing import write_token_set
 
 KEPT = Path(__file__).parents[1] / "kept"
 LIMIT = 10  # seconds
@@ -182,6 +186,12 @@ class Kinds:
         shutil.copy(KEPT / "decoded.png", pictures / "a.png")
         shutil.copy(KEPT / "decoded.png", pictures / "b.png")
         write_shards(pictures, folder / "shards", workers=0)
+        tokenizer = ImageTokenizer.from_pretrained(KEPT / "tokenizer")
+        data = ImageFolder(str(pictures), str(pictures), image_size=32, workers=0)
+        self.rows = list(write_token_set(tokenizer, data.evaluation_set(), folder / "set", 32, workers=0, shard_pictures=1))
+        prior = Prior((4, 4, 1), tokenizer.codebook_size, 8, self.fingerprint, ["a", "b"], width=16, layers=1, heads=2, head_layers=1)
+        prior.save_pretrained(folder / "prior")
+        self.of_prior = prior.fingerprint
 
     def tokens_file(self, draw: random.Random) -> None:
         path = self.folder / "a.tokens.safetensors"
@@ -239,6 +249,40 @@ class Kinds:
         for index in range(len(pictures)):
             pictures.load(index)
 
+    def token_set(self, draw: random.Random) -> None:
+        path, forged = self.folder / "mutated_set", draw.random() < 0.6
+        shutil.copytree(self.folder / "set", path, dirs_exist_ok=True)
+        header = json.loads((path / "set.json").read_text())
+        del header["sha256"]
+        chosen = draw.choice(sorted(path.iterdir()))
+        if forged and chosen.suffix == ".json":
+            chosen.write_text(json.dumps(forge(draw, header if chosen.name == "set.json" else json.loads(chosen.read_text()))))
+        else:
+            chosen.write_bytes(damage(draw, chosen.read_bytes()))
+        if forged:  # with all checksums right, as far as there are places for them
+            with suppress(ValueError, TypeError, KeyError, IndexError, AttributeError):
+                header = json.loads(chosen.read_text()) if chosen.name == "set.json" else header
+                for number, shard in enumerate(header["shards"]):
+                    shard[1:] = (hashlib.sha256((path / f"{number:06d}.{suffix}").read_bytes()).hexdigest() for suffix in ("npy", "json"))
+                header["sha256"] = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+                (path / "set.json").write_text(json.dumps(header))
+        tokens = TokenSet(path)
+        rows = [tokens[index] for index in range(min(len(tokens), 100))]
+        tokens.name(0)
+        tokens.counts() if tokens.header.codebook_size < 2**20 else None
+        same = len(rows) == len(self.rows) and all(torch.equal(one[0], other[0]) for one, other in zip(rows, self.rows, strict=True))
+        assert forged or same, "other tokens"
+
+    def prior(self, draw: random.Random) -> None:
+        path = self.folder / "mutated_prior"
+        shutil.copytree(self.folder / "prior", path, dirs_exist_ok=True)
+        chosen = draw.choice(sorted(path.iterdir()))
+        if chosen.suffix == ".json" and draw.random() < 0.7:
+            chosen.write_text(json.dumps(forge(draw, json.loads(chosen.read_text()))))
+        else:
+            chosen.write_bytes(damage(draw, chosen.read_bytes()))
+        assert Prior.from_pretrained(path).fingerprint == self.of_prior, "another prior"
+
 
 KINDS = {
     "tokens": Kinds.tokens_file,
@@ -247,8 +291,10 @@ KINDS = {
     "convert": Kinds.convert,
     "resume": Kinds.resume,
     "import": Kinds.imported,
+    "shards": Kinds.shards,
+    "set": Kinds.token_set,
+    "prior": Kinds.prior,
 }
-KINDS["shards"] = Kinds.shards
 
 
 def late(*_: object) -> None:
