@@ -5,6 +5,7 @@ Each function offers one operation to the rest of the package. pyproject.toml al
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -73,12 +74,13 @@ class OwnOptions(LightningCLI):
     """LightningCLI that takes options from the user only. Lightning would also read `hyper_parameters` from the --ckpt_path file, which
     could set a learning rate or name a class to import."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.links: dict[str, str | Sequence[str]] = {}
-        super().__init__(*args, **kwargs)
+    @cached_property
+    def links(self) -> dict[str, str | Sequence[str]]:
+        """Options that are computed from others, with these; filled while the parser is made."""
+        return {}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Lightning's parser, which records in `links` every option that is computed from others, with these."""
+        """Lightning's parser, which records `links`."""
         parser = super().init_parser(**kwargs)
         link = parser.link_arguments
 

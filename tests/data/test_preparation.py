@@ -92,7 +92,7 @@ def test_every_way_in_gives_the_same_tensors(tmp_path: Path, monkeypatch: pytest
 
     evaluated: list[Tensor] = []
 
-    def evaluate(tokenizer: object, batches: Any, **options: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    def evaluate(tokenizer: object, batches: Any, **options: object) -> tuple[dict[str, float], dict[str, Any]]:
         evaluated.extend(image for batch in batches for image in batch)
         return {"images": len(evaluated)}, {}
 
