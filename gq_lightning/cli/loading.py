@@ -15,11 +15,24 @@ def load_tokenizer(name: str, device: str, threads: int | None) -> ImageTokenize
 
     Args:
         name: see `ImageTokenizer.from_pretrained`.
+        device, threads: see `choose_device`.
+
+    Raises:
+        UserError: there is no such tokenizer or no such device.
+    """
+    chosen = choose_device(device, threads)
+    return ImageTokenizer.from_pretrained(name).to(chosen)
+
+
+def choose_device(device: str, threads: int | None) -> torch.device:
+    """The device by its name, tried out; sets the number of threads.
+
+    Args:
         device: a torch device, or "auto" for a GPU if there is one.
         threads: CPU threads; None keeps torch's setting.
 
     Raises:
-        UserError: there is no such tokenizer or no such device.
+        UserError: there is no such device.
     """
     if threads is not None:
         if not 1 <= threads <= MOST_THREADS:
@@ -33,4 +46,4 @@ def load_tokenizer(name: str, device: str, threads: int | None) -> ImageTokenize
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"--device {device}: cannot be used here ({reason}): try cpu") from error
-    return ImageTokenizer.from_pretrained(name).to(device)
+    return torch.device(device)

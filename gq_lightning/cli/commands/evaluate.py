@@ -1,17 +1,19 @@
-"""Measure a tokenizer on a folder of images."""
+"""Measure a tokenizer on a folder of images, or generated pictures against a reference."""
 
 import sys
 from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from gq_lightning.errors import printable
+from gq_lightning.errors import UserError, printable
 
 
 def run(
     *,
-    tokenizer: str,
-    data: Path,
+    tokenizer: str | None = None,
+    data: Path | None = None,
+    generated: Path | None = None,
+    reference: Path | None = None,
     out: Path = Path("metrics.json"),
     size: PositiveInt | None = None,
     batch_size: PositiveInt = 16,  # type: ignore[assignment]
@@ -22,11 +24,13 @@ def run(
     device: str = "auto",
     threads: PositiveInt | None = None,
 ) -> None:
-    """Measure a tokenizer on a folder of images, each resized and centre-cropped to --size.
+    """Measure a tokenizer on a folder of images, each resized and centre-cropped to --size, or generated pictures against a reference.
 
     Args:
         tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         data: folder of images, searched recursively
+        generated: folder of generated pictures, or an .npz file of them; measures gFID, sFID, Inception score, precision and recall
+        reference: of --generated: folder of pictures, or an .npz file of pictures or statistics in ADM's format
         out: file to write
         size: image size in pixels; by default the backbone's fixed size, else 256
         batch_size: images per batch
@@ -37,6 +41,33 @@ def run(
         device: torch device; auto is a GPU if there is one
         threads: CPU threads
     """
+    given = [
+        name for name, value in (("tokenizer", tokenizer), ("data", data), ("generated", generated), ("reference", reference)) if value
+    ]
+    options = {"batch_size": batch_size, "workers": workers, "skip_broken": skip_broken}
+    if tokenizer is not None and data is not None and len(given) == 2:
+        _of_a_tokenizer(tokenizer, data, out, size, rfid, gaussian, device, threads, options)
+    elif generated is not None and reference is not None and len(given) == 2:
+        for option, default in {"--size": size is None, "--no_rfid": rfid, "--no_gaussian": gaussian}.items():
+            if not default:
+                raise UserError(f"{option}: is for --tokenizer, not for --generated: leave it out")
+        _of_pictures(generated, reference, out, device, threads, options)
+    else:
+        wanted = "--tokenizer and --data, or --generated and --reference"
+        raise UserError(f"evaluate: give {wanted} (see python -m gq_lightning evaluate --help)")
+
+
+def _of_a_tokenizer(
+    tokenizer: str,
+    data: Path,
+    out: Path,
+    size: int | None,
+    rfid: bool,
+    gaussian: bool,
+    device: str,
+    threads: int | None,
+    options: dict[str, int],
+) -> None:
     from rich.console import Console
 
     from gq_lightning.cli.loading import load_tokenizer
@@ -46,8 +77,7 @@ def run(
 
     loaded = load_tokenizer(tokenizer, device, threads)
     folder, side = str(data), size or loaded.fixed_image_size or 256
-    options = {"batch_size": batch_size, "workers": workers, "skip_broken": skip_broken}
-    module = ImageFolder(root=folder, validation_root=folder, image_size=side, **options)
+    module = ImageFolder(root=folder, validation_root=folder, image_size=side, **options)  # type: ignore[arg-type]
     values, protocol = evaluate(loaded, module.test_dataloader(), rfid=rfid, gaussian=gaussian)
     skipped: dict[str, int] = {"skipped_pictures": module.skipped} if module.skipped else {}
     write_metrics(out, values, protocol, module.protocol(), tokenizer_fingerprint=loaded.fingerprint, **skipped)
@@ -56,3 +86,24 @@ def run(
     console.print(printable(out))
     if skipped:  # a warning has named each
         print(f"{module.skipped} of {module.skipped + values['images']} pictures were broken and skipped", file=sys.stderr)
+
+
+def _of_pictures(generated: Path, reference: Path, out: Path, device: str, threads: int | None, options: dict[str, int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from gq_lightning.cli.loading import choose_device
+    from gq_lightning.evaluation.evaluate import write_metrics
+    from gq_lightning.evaluation.generated import evaluate_generated
+    from gq_lightning.metrics.generation import NUMBERS
+
+    values, protocol, pictures = evaluate_generated(generated, reference, choose_device(device, threads), **options)
+    write_metrics(out, values, protocol, pictures)
+    table = Table("metric", "value", title=f"{printable(generated)} against {printable(reference)}", title_justify="left")
+    for number in NUMBERS:
+        table.add_row(number.heading, number.show(values[number.name]) if number.name in values else "-")
+    for name, reason in protocol["left_out"].items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
+    console.print(table)
+    console.print(printable(out))
