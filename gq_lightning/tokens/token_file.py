@@ -24,7 +24,7 @@ from torch import Tensor
 from gq_lightning.errors import UserError
 from gq_lightning.files import open_regular, write_whole
 from gq_lightning.tokens import earlier
-from gq_lightning.tokens.entropy_coding import MOST_POINTS, Counts, Model, adaptive_bits, decode, encode
+from gq_lightning.tokens.entropy_coding import MOST_POINTS, Counts, adaptive_bits, decode, encode
 
 SUFFIX = ".tokens"
 SUFFIXES = (SUFFIX, ".tokens.safetensors")
@@ -39,7 +39,7 @@ _MOST_CODED = 2**22  # tokens coded one by one, which takes about a minute
 
 
 class Prior(Protocol):
-    """A model of whole grids, which encoder and decoder must share.
+    """A coder of whole grids by their probabilities, which encoder and decoder must share.
 
     Attributes:
         fingerprint: SHA-256 (hexadecimal) of everything that determines its probabilities.
@@ -47,8 +47,12 @@ class Prior(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
-    def model(self, height: int, width: int, tokens_per_position: int) -> Model:
-        """The model of the tokens of a grid (h, w, n), row by row."""
+    def encode(self, grid: NDArray[np.int64]) -> bytes:
+        """The bytes of tokens (h, w, n). Raises UserError for a grid that it cannot code."""
+        ...
+
+    def decode(self, data: bytes, shape: tuple[int, int, int]) -> NDArray[np.int64]:
+        """The inverse of `encode`; other data give other tokens, or ValueError or UserError."""
         ...
 
 
@@ -106,12 +110,16 @@ class TokenFile:
 
 
 def write_tokens(path: str | Path, token_file: TokenFile, prior: Prior | None = None) -> None:
-    """Writes a token file. Equal tokens give equal bytes. Raises UserError if it cannot be written.
+    """Writes a token file. Equal tokens give equal bytes. Raises UserError if it cannot be written, or not be coded with the prior.
 
     Args:
         prior: codes the tokens with its probabilities; the file can then only be read with the same prior.
     """
-    write_whole(Path(path), to_bytes(token_file, prior))
+    try:
+        data = to_bytes(token_file, prior)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    write_whole(Path(path), data)
 
 
 def read_tokens(path: str | Path, prior: Prior | None = None) -> TokenFile:
@@ -142,7 +150,7 @@ def to_bytes(token_file: TokenFile, prior: Prior | None = None) -> bytes:
     grid = token_file.tokens.cpu().numpy()
     coding, payload = (_FIXED, _packed(grid.ravel(), token_file.codebook_size))
     if prior is not None:
-        coding, payload = _PRIOR, encode(grid.ravel().tolist(), [prior.model(*grid.shape)])
+        coding, payload = _PRIOR, prior.encode(grid)
     elif grid.size <= _MOST_CODED and token_file.codebook_size <= MOST_POINTS:
         slots = grid.reshape(-1, grid.shape[2]).T
         bits = {weight: sum(adaptive_bits(slot, token_file.codebook_size, 2 ** (weight - 1)) for slot in slots) for weight in _WEIGHTS}
@@ -174,7 +182,7 @@ def from_bytes(data: bytes, prior: Prior | None = None) -> TokenFile:
         if prior is None or prior.fingerprint != theirs.hex():
             given = "none was given" if prior is None else f"the given one is {prior.fingerprint[:12]}"
             raise PriorNeeded(f"coded with prior {theirs.hex()[:12]}, but {given}: decode with that one (--prior)")
-        tokens = np.array(decode(payload, count, [prior.model(height, width, slots)]))
+        tokens = prior.decode(payload, (height, width, slots))
     else:
         tokens = np.array(decode(payload, count, _counts(codebook_size, coding, slots)))
     grid = tokens.reshape(height, width, slots)
