@@ -63,11 +63,12 @@ reproduce-ablations: weights  ## ablations: DATA=FOLDER with train/ and val/ [JO
 	$(RUN) $(ABLATIONS) --profile convert
 	$(RUN) experiments/ablations.py
 
-benchmark: $(READY)  ## time the start, the search for codewords, a training step and the loader, on an idle machine: about 6 minutes
+benchmark: $(READY)  ## time the start, the search for codewords, a training step, the loader and tokenize, on an idle machine: about 8 minutes
 	$(RUN) experiments/benchmarks/start.py
 	$(RUN) experiments/benchmarks/search.py
 	$(RUN) experiments/benchmarks/step.py
 	$(RUN) experiments/benchmarks/loader.py
+	$(RUN) experiments/benchmarks/token_set.py
 
 KILLS ?= 30
 
