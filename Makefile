@@ -65,7 +65,7 @@ reproduce-ablations: weights  ## ablations: DATA=FOLDER with train/ and val/ [JO
 
 GENERATION := experiments/reproduce.py experiments/generation.yaml --data "$(DATA)" $(if $(JOBS),--jobs $(JOBS))
 
-reproduce-generation: weights  ## priors on GQ and FSQ tokens, new pictures, gFID: DATA=FOLDER with train/ and val/ [JOBS=n]; XX
+reproduce-generation: weights  ## priors on GQ and FSQ tokens, new pictures, gFID: DATA=FOLDER with train/ and val/ [JOBS=n]; about 6.5 hours of one thread, one arm per core
 	$(RUN) $(GENERATION) --profile tokens
 	$(RUN) $(GENERATION) --profile prior
 	$(RUN) $(GENERATION) --profile control
