@@ -45,7 +45,8 @@ def run(
         bits: keep this many bits of each token; needs a codebook ordered as a tree (convert --order tree)
         refine: number of passes that choose tokens by decoding them; slow
         refine_lpips: in --refine, minimise the squared error plus this many times LPIPS
-        prior: code the tokens with the probabilities of this prior, a folder or owner/repository on the hub; decode needs it too
+        prior: code the tokens with the probabilities of this prior where that is smaller, a folder or owner/repository on the hub; decode
+            needs it too
         device: torch device; auto is a GPU if there is one
         threads: CPU threads
     """
