@@ -1,6 +1,6 @@
 """What does `tokenize` cost beside the encoder? The seconds to write a token set, over those of the bare forward pass and search.
 
-    python experiments/benchmarks/token_set.py [--out FILE] [--tokenizer gq-small-16] [--pictures 128] [--size 128] [--repeats 5]
+    python experiments/benchmarks/token_set.py [--out FILE] [--tokenizer gq-small-16] [--pictures 384] [--size 128] [--repeats 3]
 
 set       write_token_set: JPEG files of 500x375 pixels read, cropped, mirrored, encoded, and written with checksums
 bare      the same batches, already in memory, through backbone.encode and quantizer.tokenize
@@ -67,9 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times tokenize beside the encoder's forward pass and search.")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/benchmarks/token_set.json"), help="the JSON file")
     parser.add_argument("--tokenizer", default="gq-small-16", help="a name of `models`, or a folder")
-    parser.add_argument("--pictures", type=int, default=128, help="JPEG files")
+    parser.add_argument("--pictures", type=int, default=384, help="JPEG files")
     parser.add_argument("--size", type=int, default=128, help="side of the encoded images")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of both forms")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of both forms")
     parser.add_argument("--workers", type=int, default=4, help="processes that read, at most one a core")
     options = parser.parse_args()
     torch.set_num_threads(1)
