@@ -223,7 +223,7 @@ def test_wrong_input_is_one_line(folder: Path, capfd: pytest.CaptureFixture[str]
     for options in (["--generated=a"], ["--generated=a", "--data=b"], ["--tokenizer=a", "--data=b", "--reference=c"]):
         assert main(["evaluate", *options]) == 2
         assert "give --tokenizer and --data, or --generated and --reference" in capfd.readouterr().err
-    for option in ("--size=32", "--no_rfid"):
+    for option in ("--size=32", "--no_rfid", "--no_gaussian"):
         assert evaluate(folder, "theirs", "ours", option) == 2
         assert "is for --tokenizer" in capfd.readouterr().err
 
