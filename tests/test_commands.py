@@ -105,6 +105,7 @@ CALLS: dict[str, tuple[list[str], dict[str, tuple[str | None, list[str]]]]] = {
             "batch_size": ("1", [number for number in NUMBER if not number.startswith("9")]),
             "workers": ("0", ["-1", "x", "1.5", ""]),
             "rfid": SWITCH,
+            "gaussian": SWITCH,
             "skip_broken": SWITCH,
             "device": DEVICE,
             "threads": THREADS,
