@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 PROFILE ?= smoke
 
-.PHONY: help install weights demo demo-prior methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression finetune benchmark soak drill fuzz test test-web test-all site lint clean
+.PHONY: help install weights demo demo-prior methods reproduce-fig1 sweep-fig1 reproduce-theory reproduce-ablations reproduce-compression reproduce-generation finetune benchmark soak drill fuzz test test-web test-all site lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -63,11 +63,20 @@ reproduce-ablations: weights  ## ablations: DATA=FOLDER with train/ and val/ [JO
 	$(RUN) $(ABLATIONS) --profile convert
 	$(RUN) experiments/ablations.py
 
-benchmark: $(READY)  ## time the start, the search for codewords, a training step and the loader, on an idle machine: about 6 minutes
+GENERATION := experiments/reproduce.py experiments/generation.yaml --data "$(DATA)" $(if $(JOBS),--jobs $(JOBS))
+
+reproduce-generation: weights  ## priors on GQ and FSQ tokens, new pictures, gFID: DATA=FOLDER with train/ and val/ [JOBS=n]; about 6.5 hours of one thread, one arm per core
+	$(RUN) $(GENERATION) --profile tokens
+	$(RUN) $(GENERATION) --profile prior
+	$(RUN) $(GENERATION) --profile control
+	$(RUN) experiments/generation.py
+
+benchmark: $(READY)  ## time the start, the search for codewords, a training step, the loader and tokenize, on an idle machine: about 8 minutes
 	$(RUN) experiments/benchmarks/start.py
 	$(RUN) experiments/benchmarks/search.py
 	$(RUN) experiments/benchmarks/step.py
 	$(RUN) experiments/benchmarks/loader.py
+	$(RUN) experiments/benchmarks/token_set.py
 
 KILLS ?= 30
 

@@ -131,7 +131,9 @@ class Runner:
         write_json(self.results / f"{arm.name}.json", content)
 
     def _parameters(self, folder: Path) -> dict[str, int]:
-        """Of encoder, decoder, quantizer and their total, as `summary` counts them."""
+        """Of encoder, decoder, quantizer and their total, as `summary` counts them; of a prior its total."""
+        if (prior := folder / "prior/config.json").is_file():
+            return {"total": json.loads(prior.read_text())["parameters"]}
         command = [*self.python, "-m", "gq_lightning", "summary", "--config", str(folder / "config.yaml"), "--format", "json"]
         done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
         if done.returncode:

@@ -26,7 +26,17 @@ from gq_lightning.quantizers import GaussianQuantizer
 # of each command: a call that works, and of each option a value that works (None: a switch) and values that do not
 NUMBER = ["0", "-1", "x", "1.5", "99999999999999999999", ""]
 # options and commands ("command *") of which a working call takes long or never ends; other tests run them
-ONLY_PARSED = {"evaluate rfid", "encode refine_lpips", "convert from_diffusers", "convert bits", "convert data", "export *", "web *"}
+ONLY_PARSED = {
+    "evaluate rfid",
+    "evaluate generated",
+    "evaluate reference",
+    "encode refine_lpips",
+    "convert from_diffusers",
+    "convert bits",
+    "convert data",
+    "export *",
+    "web *",
+}
 DEVICE = ("cpu", ["foo", "cuda:99", "meta", ""])
 THREADS = ("1", NUMBER)
 TOKENIZER = ("{tokenizer}", ["{none}", "{picture}", "{pictures}", ""])
@@ -58,6 +68,7 @@ CALLS: dict[str, tuple[list[str], dict[str, tuple[str | None, list[str]]]]] = {
             "out": FOLDER,
             "tile": TILE,
             "any_tokenizer": SWITCH,
+            "prior": ("{prior}", ["{none}", "{picture}", "{tokenizer}", ""]),
             "device": DEVICE,
             "threads": THREADS,
         },
@@ -76,6 +87,7 @@ CALLS: dict[str, tuple[list[str], dict[str, tuple[str | None, list[str]]]]] = {
             "bits": ("4 --tokenizer={tree}", [*NUMBER, "4"]),
             "refine": ("1", [number for number in NUMBER if number not in ("0", "99999999999999999999")]),
             "refine_lpips": ("0.1 --refine=1", [*(f"{weight} --refine=1" for weight in ("0", "-1", "x", "nan", "inf")), "0.1"]),
+            "prior": ("{prior}", ["{none}", "{picture}", "{tokenizer}", ""]),
             "device": DEVICE,
             "threads": THREADS,
         },
@@ -85,12 +97,16 @@ CALLS: dict[str, tuple[list[str], dict[str, tuple[str | None, list[str]]]]] = {
         {
             "tokenizer": TOKENIZER,
             "data": ("{pictures}", ["{none}", "{picture}", "{empty}"]),
+            # in place of tokenizer and data
+            "generated": ("{pictures}", ["{pictures}", "{none}"]),
+            "reference": ("{pictures}", ["{pictures}", "{none}"]),
             "out": FOLDER,
             "size": ("whole", [*NUMBER, "33", "part", "[32,33]", "[32]"]),
             "tile": TILE,
             "batch_size": ("1", [number for number in NUMBER if not number.startswith("9")]),
             "workers": ("0", ["-1", "x", "1.5", ""]),
             "rfid": SWITCH,
+            "gaussian": SWITCH,
             "skip_broken": SWITCH,
             "device": DEVICE,
             "threads": THREADS,

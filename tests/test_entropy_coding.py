@@ -4,7 +4,7 @@ import random
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gq_lightning.errors import UserError
-from gq_lightning.tokens.entropy_coding import MOST_POINTS, ByTables, Counts, Model, adaptive_bits, decode, encode
+from gq_lightning.tokens.entropy_coding import MOST_POINTS, Counts, Reader, Table, adaptive_bits, decode, encode, packed
 from gq_lightning.tokens.token_file import _GEOMETRY, MAGIC, TokenFile, from_bytes, read_tokens, to_bytes, write_tokens
 
 
@@ -93,13 +93,20 @@ class Toy:
     def __init__(self, name: str = "11" * 32, sure: int = 10_000) -> None:
         self.fingerprint, self.sure = name, sure
 
-    def model(self, height: int, width: int, tokens_per_position: int) -> Model:
-        def tables(before: Sequence[int]) -> np.ndarray:
-            frequencies = np.ones(256, dtype=np.int64)
-            frequencies[(before[-1] + 1) % 256 if before else 0] = self.sure
-            return frequencies
+    def table(self, before: int) -> Table:
+        frequencies = np.ones(256, dtype=np.int64)
+        frequencies[(before + 1) % 256] = self.sure
+        return Table(frequencies)
 
-        return ByTables(tables)
+    def encode(self, grid: np.ndarray) -> bytes:
+        tokens = [255, *grid.ravel().tolist()]
+        return packed([self.table(before).interval(token) for before, token in pairwise(tokens)])
+
+    def decode(self, data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+        reader, tokens = Reader(data), [255]
+        for _ in range(int(np.prod(shape))):
+            tokens.append(reader.read(self.table(tokens[-1])))
+        return np.array(tokens[1:]).reshape(shape)
 
 
 @pytest.fixture
@@ -128,7 +135,7 @@ def test_a_file_of_a_prior_wants_that_prior(tmp_path: Path, stairs: TokenFile) -
 @pytest.mark.parametrize("frequencies", [[0, 1], [1.0, 1.0], [MOST_POINTS, 1], [-1, 3]])
 def test_frequencies_that_are_none(frequencies: list) -> None:
     with pytest.raises(ValueError, match="integers of 1 or more"):
-        encode([0], [ByTables(lambda before: np.array(frequencies))])
+        Table(np.array(frequencies))
 
 
 @pytest.mark.parametrize("codebook_size", [0, MOST_POINTS + 1, 2**31, 2**32 - 1])

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -139,24 +140,49 @@ def test_a_killed_call_goes_on(pictures: Path, saved: Path, tmp_path: Path, monk
     assert contents(out) == expected and not encoded, "only the header was missing"
 
 
-def test_two_ranks_write_what_one_writes(pictures: Path, saved: Path, tmp_path: Path) -> None:
-    (config := tmp_path / "data.yaml").write_text(
+def arguments_of(pictures: Path, saved: Path, folder: Path) -> list[str]:
+    (config := folder / "data.yaml").write_text(
         "data:\n  class_path: gq_lightning.data.ImageFolder\n"
         f"  init_args: {{root: {pictures}, validation_root: {pictures.with_name('others')}, image_size: 32, workers: 0}}\n"
     )
-    arguments = [
-        "tokenize",
-        "--tokenizer",
-        str(saved),
-        "--config",
-        str(config),
-        "--views",
-        "flip",
-        "--batch_size",
-        "2",
-        "--shard_pictures",
-        "4",
-    ]
+    options = ["--tokenizer", str(saved), "--config", str(config), "--views", "flip", "--batch_size", "2", "--shard_pictures", "4"]
+    return ["tokenize", *options]
+
+
+DYING = """
+import os, signal, sys
+from gq_lightning.files import whole
+place, calls = whole.Draft.place, []
+def dying(draft, *arguments):
+    calls.append(draft)
+    if len(calls) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    place(draft, *arguments)
+whole.Draft.place = dying
+from gq_lightning.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_with_sigkill_it_ends_in_the_same_bytes(pictures: Path, saved: Path, tmp_path: Path) -> None:
+    """The command itself, killed again and again, each time a little later; what is left of half-written files goes, too."""
+    arguments = arguments_of(pictures, saved, tmp_path)
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    (script := tmp_path / "dying.py").write_text(DYING)
+    environment, kills = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}, 0
+    for kill in (1, 2, 3, 2, 99):
+        call = [sys.executable, str(script), str(kill), *arguments, "--out", str(tmp_path / "killed")]
+        done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr[-2000:]
+        kills += done.returncode != 0
+    assert done.returncode == 0 and kills >= 3
+    found = {str(path.relative_to(tmp_path / "killed")) for path in (tmp_path / "killed").rglob("*") if path.is_file()}
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole") and not [name for name in found if name.endswith(".tmp")]
+
+
+def test_two_ranks_write_what_one_writes(pictures: Path, saved: Path, tmp_path: Path) -> None:
+    arguments = arguments_of(pictures, saved, tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617", "-m", "gq_lightning"]
     calls = [subprocess.Popen([*launch, *arguments, "--out", str(tmp_path / "two")], env=environment, stderr=subprocess.PIPE, text=True)]

@@ -1,11 +1,15 @@
-"""Loads the tokenizer for a tool."""
+"""Loads the tokenizer for a tool, and the prior with which it codes tokens."""
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 
 from gq_lightning.errors import UserError
 from gq_lightning.tokenizer import ImageTokenizer
+
+if TYPE_CHECKING:
+    from gq_lightning.priors.coding import PriorCoder
 
 MOST_THREADS = 1024  # starting more may kill the process
 
@@ -15,11 +19,24 @@ def load_tokenizer(name: str, device: str, threads: int | None) -> ImageTokenize
 
     Args:
         name: see `ImageTokenizer.from_pretrained`.
+        device, threads: see `choose_device`.
+
+    Raises:
+        UserError: there is no such tokenizer or no such device.
+    """
+    chosen = choose_device(device, threads)
+    return ImageTokenizer.from_pretrained(name).to(chosen)
+
+
+def choose_device(device: str, threads: int | None) -> torch.device:
+    """The device by its name, tried out; sets the number of threads.
+
+    Args:
         device: a torch device, or "auto" for a GPU if there is one.
         threads: CPU threads; None keeps torch's setting.
 
     Raises:
-        UserError: there is no such tokenizer or no such device.
+        UserError: there is no such device.
     """
     if threads is not None:
         if not 1 <= threads <= MOST_THREADS:
@@ -33,4 +50,26 @@ def load_tokenizer(name: str, device: str, threads: int | None) -> ImageTokenize
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"--device {device}: cannot be used here ({reason}): try cpu") from error
-    return ImageTokenizer.from_pretrained(name).to(device)
+    return torch.device(device)
+
+
+def load_coder(prior: str | None, tokenizer: ImageTokenizer | None, source: str) -> "PriorCoder | None":
+    """The coder of a prior from a folder or the hub, None for no prior.
+
+    Args:
+        tokenizer: whose tokens the prior must have been trained on; None accepts any.
+        source: the tokenizer's name in messages.
+
+    Raises:
+        UserError: there is no such prior, or it belongs to another tokenizer.
+    """
+    if prior is None:
+        return None
+    from gq_lightning.priors import Prior
+    from gq_lightning.priors.coding import PriorCoder
+    from gq_lightning.priors.generation import check_fit
+
+    loaded = Prior.from_pretrained(prior)
+    if tokenizer is not None:
+        check_fit(loaded, tokenizer, source)
+    return PriorCoder(loaded)

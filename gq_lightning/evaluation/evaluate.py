@@ -23,6 +23,9 @@ from gq_lightning.files import write_whole
 from gq_lightning.metrics import ReconstructionMetrics
 from gq_lightning.tokenizer.module import ImageTokenizer, Reconstruction
 
+# what `generate` writes beside its pictures
+TOLD, SHEET = "generated.json", "sheet.png"
+
 
 @torch.no_grad()
 def evaluate(

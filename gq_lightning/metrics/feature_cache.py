@@ -25,14 +25,15 @@ CHECKSUM = 32  # bytes of a SHA-256
 EXTRACTOR = "batch norms folded, channels last"  # how frechet.py runs the network; change it together with that
 
 
-def remembered(pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+def remembered(pixels: Tensor, compute: Callable[[Tensor], Tensor], kind: str = "") -> Tensor:
     """Features (B, D), float32, of images (B, 3, H, W), uint8, from the cache, or computed and stored there.
 
-    Damaged entries are computed and written again. If the folder is not writable, there is no cache.
+    Damaged entries are computed and written again. If the folder is not writable, there is no cache. Features of another `kind` are
+    stored elsewhere.
     """
     if not len(pixels):
         return compute(pixels)
-    folder = cache_folder() / "features" / _how(pixels)
+    folder = cache_folder() / "features" / (_how(pixels) + kind)
     names = [_sha256(f"{list(pixels.shape[1:])}\n".encode() + picture.tobytes()).hex() for picture in pixels.cpu().numpy()]
     paths = [folder / name[:2] / name[2:] for name in names]
     known = [features for path in paths if (features := _read(path)) is not None]

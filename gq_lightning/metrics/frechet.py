@@ -14,6 +14,8 @@ from gq_lightning import weights
 from gq_lightning.metrics import feature_cache
 
 FEATURES = 2048
+SPATIAL = 7 * 17 * 17  # of sFID
+Moments = tuple[numpy.ndarray, numpy.ndarray]  # mean (D,) and covariance (D, D), float64
 
 
 def inception_features(images: Tensor, cached: bool = False) -> Tensor:
@@ -23,12 +25,32 @@ def inception_features(images: Tensor, cached: bool = False) -> Tensor:
         cached: use the cache (feature_cache.py); for originals, which every evaluation measures again.
     """
 
-    def compute(pixels: Tensor) -> Tensor:
-        with torch.autocast(pixels.device.type, enabled=False):
-            return _extractor(pixels.device)(pixels.contiguous(memory_format=torch.channels_last))[0]
-
     pixels = images.round().to(torch.uint8)
-    return (feature_cache.remembered(pixels, compute) if cached else compute(pixels)).double()
+    return (feature_cache.remembered(pixels, _pooled) if cached else _pooled(pixels)).double()
+
+
+def spatial_features(images: Tensor, cached: bool = False) -> tuple[Tensor, Tensor]:
+    """`inception_features`, and those of sFID (B, 2023): the first 7 channels of mixed_6/conv, with a row's columns and channels together,
+    as in ADM (https://arxiv.org/abs/2103.03841, https://arxiv.org/abs/2105.05233)."""
+    pixels = images.round().to(torch.uint8)
+    both = feature_cache.remembered(pixels, _pooled_and_spatial, "-spatial") if cached else _pooled_and_spatial(pixels)
+    pooled, spatial = both.double().split([FEATURES, SPATIAL], dim=1)
+    return pooled, spatial
+
+
+def _pooled(pixels: Tensor) -> Tensor:
+    with torch.autocast(pixels.device.type, enabled=False):
+        return _extractor(pixels.device)(pixels.contiguous(memory_format=torch.channels_last))[0]
+
+
+def _pooled_and_spatial(pixels: Tensor) -> Tensor:
+    taken: list[Tensor] = []
+    layer = _extractor(pixels.device).get_submodule("Mixed_6d.branch1x1")
+    hook = layer.register_forward_hook(lambda module, given, output: taken.append(output[:, :7].permute(0, 2, 3, 1).flatten(1)))
+    try:
+        return torch.cat([_pooled(pixels), *taken], dim=1)
+    finally:
+        hook.remove()
 
 
 @cache
@@ -53,10 +75,7 @@ def faster(extractor: nn.Module) -> nn.Module:
 
 
 def frechet_distance(first: tuple[int, Tensor, Tensor], second: tuple[int, Tensor, Tensor]) -> float:
-    """|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr (C1 C2)^(1/2) of two sets of vectors.
-
-    With factors C = F F^T, the last trace is the sum of the singular values of F1^T F2. This is exact even if a covariance is singular
-    (fewer vectors than features), and many times faster than the eigenvalues of C1 C2.
+    """The distance of two sets of vectors.
 
     Args:
         first, second: (number of vectors >= 2, their sum (D,), the sum of their outer products (D, D)), float64.
@@ -64,16 +83,25 @@ def frechet_distance(first: tuple[int, Tensor, Tensor], second: tuple[int, Tenso
     Returns:
         The distance, >= 0; nan if a sum is not finite.
     """
-    mean1, covariance1 = _moments(*first)
-    mean2, covariance2 = _moments(*second)
+    return distance(moments(*first), moments(*second))
+
+
+def distance(first: Moments, second: Moments) -> float:
+    """|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr (C1 C2)^(1/2), >= 0; nan if a covariance is not finite.
+
+    With factors C = F F^T, the last trace is the sum of the singular values of F1^T F2. This is exact even if a covariance is singular
+    (fewer vectors than features), and many times faster than the eigenvalues of C1 C2.
+    """
+    (mean1, covariance1), (mean2, covariance2) = first, second
     if not (numpy.isfinite(covariance1).all() and numpy.isfinite(covariance2).all()):
         return float("nan")
     cross = scipy.linalg.svdvals(_factor(covariance1).T @ _factor(covariance2)).sum()
-    distance = ((mean1 - mean2) ** 2).sum() + covariance1.trace() + covariance2.trace() - 2 * cross
-    return max(float(distance), 0.0)  # for equal sets, rounding may give a tiny negative number
+    found = ((mean1 - mean2) ** 2).sum() + covariance1.trace() + covariance2.trace() - 2 * cross
+    return max(float(found), 0.0)  # for equal sets, rounding may give a tiny negative number
 
 
-def _moments(count: int, total: Tensor, products: Tensor) -> tuple[numpy.ndarray, numpy.ndarray]:
+def moments(count: int, total: Tensor, products: Tensor) -> Moments:
+    """Mean and covariance of vectors, from their number, their sum and the sum of their outer products."""
     mean = total / count
     return mean.cpu().numpy(), ((products - count * torch.outer(mean, mean)) / (count - 1)).cpu().numpy()
 

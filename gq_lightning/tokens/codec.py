@@ -117,7 +117,7 @@ def encode_pictures(
         bits: number of bits of each token to keep, if the tokenizer's codebook is ordered as a tree; None keeps all.
         refine: number of passes that choose tokens by decoding them.
         distance: the distance that `refine` minimises; None is the squared error.
-        prior: codes the tokens with its probabilities.
+        prior: codes the tokens with its probabilities where that is smaller.
 
     Raises:
         UserError: the options do not fit the tokenizer, two pictures would have the same token file, there is nothing to encode, or,

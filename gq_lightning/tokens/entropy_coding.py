@@ -16,18 +16,21 @@ from numpy.typing import NDArray
 # the coder has 24 bits for a distribution, so each of 2^20 points has at least 16 steps, which wastes less than a tenth of a bit
 MOST_POINTS = 2**20
 
-Tables = Callable[[Sequence[int]], NDArray[np.integer]]
 Interval = tuple[int, int, int]
 
 
-class Model(Protocol):
-    """The distribution of the next token, given the previous ones."""
+class Distribution(Protocol):
+    """The distribution of one token."""
 
     def interval(self, token: int) -> Interval:
         """start, frequency (1 or more) and total (at most `MOST_POINTS`) of a token."""
 
     def token(self, point: Callable[[int], int]) -> int:
         """The token whose interval contains the point; `point(total)` returns the point."""
+
+
+class Model(Distribution, Protocol):
+    """The distribution of the next token, given the previous ones."""
 
     def see(self, token: int) -> None:
         """Records the next token."""
@@ -79,50 +82,46 @@ class Counts:
             node += node & -node
 
 
-class ByTables:
-    """A model from a function of all previous tokens, such as a prior's probabilities quantised to integers.
+class Table:
+    """The distribution of one token by frequencies: (K,) integers of at least 1 with a sum of at most `MOST_POINTS`, else ValueError."""
 
-    Args:
-        tables: maps the previous tokens to the frequencies of the next, (K,) integers of at least 1 with a sum of at most `MOST_POINTS`.
-    """
-
-    def __init__(self, tables: Tables) -> None:
-        self.tables = tables
-        self.before: list[int] = []
-        self._starts: NDArray[np.int64] | None = None
+    def __init__(self, frequencies: NDArray[np.integer]) -> None:
+        if not np.issubdtype(frequencies.dtype, np.integer) or frequencies.min() < 1 or frequencies.sum() > MOST_POINTS:
+            raise ValueError(f"frequencies must be integers of 1 or more whose sum is at most {MOST_POINTS}")
+        self._starts = np.concatenate([[0], frequencies.astype(np.int64).cumsum()])
 
     def interval(self, token: int) -> Interval:
-        starts = self._known()
-        return int(starts[token]), int(starts[token + 1] - starts[token]), int(starts[-1])
+        return int(self._starts[token]), int(self._starts[token + 1] - self._starts[token]), int(self._starts[-1])
 
     def token(self, point: Callable[[int], int]) -> int:
-        starts = self._known()
-        return int(np.searchsorted(starts, point(int(starts[-1])), side="right")) - 1
-
-    def see(self, token: int) -> None:
-        self.before.append(token)
-        self._starts = None
-
-    def _known(self) -> NDArray[np.int64]:
-        if self._starts is None:
-            frequencies = np.asarray(self.tables(self.before))
-            if not np.issubdtype(frequencies.dtype, np.integer) or frequencies.min() < 1 or frequencies.sum() > MOST_POINTS:
-                raise ValueError(f"frequencies must be integers of 1 or more whose sum is at most {MOST_POINTS}")
-            self._starts = np.concatenate([[0], frequencies.astype(np.int64).cumsum()])
-        return self._starts
+        return int(np.searchsorted(self._starts, point(int(self._starts[-1])), side="right")) - 1
 
 
 def encode(tokens: Sequence[int], models: Sequence[Model]) -> bytes:
     """Codes tokens; models[i % len(models)] codes token i, and each model sees only its own tokens."""
-    import constriction
-
-    uniform = constriction.stream.model.Uniform
-
     intervals = []
     for index, token in enumerate(tokens):
         model = models[index % len(models)]
         intervals.append(model.interval(token))
         model.see(token)
+    return packed(intervals)
+
+
+def decode(data: bytes, count: int, models: Sequence[Model]) -> list[int]:
+    """The inverse of `encode`, with `models` in their initial state. Other data give other tokens, or ValueError."""
+    reader, tokens = Reader(data), []
+    for index in range(count):
+        model = models[index % len(models)]
+        tokens.append(reader.read(model))
+        model.see(tokens[-1])
+    return tokens
+
+
+def packed(intervals: Sequence[Interval]) -> bytes:
+    """The bytes of tokens given by their intervals."""
+    import constriction
+
+    uniform = constriction.stream.model.Uniform
     coder = constriction.stream.stack.AnsCoder()
     for start, frequency, total in reversed(intervals):  # the last token pushed is the first popped
         offset = int(coder.decode(uniform(frequency))) if frequency > 1 else 0
@@ -131,29 +130,28 @@ def encode(tokens: Sequence[int], models: Sequence[Model]) -> bytes:
     return np.asarray(coder.get_compressed(), dtype="<u4").tobytes()
 
 
-def decode(data: bytes, count: int, models: Sequence[Model]) -> list[int]:
-    """The inverse of `encode`, with `models` in their initial state. Other data give other tokens, or ValueError."""
-    import constriction
+class Reader:
+    """The inverse of `packed`: reads one token after the other, each by its distribution. Other data give other tokens, or ValueError."""
 
-    uniform = constriction.stream.model.Uniform
+    def __init__(self, data: bytes) -> None:
+        import constriction
 
-    coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, dtype="<u4").astype(np.uint32))
-    tokens = []
-    for index in range(count):
-        model, drawn = models[index % len(models)], 0
+        self._uniform = constriction.stream.model.Uniform
+        self._coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, dtype="<u4").astype(np.uint32))
+
+    def read(self, distribution: Distribution) -> int:
+        drawn = 0
 
         def point(total: int) -> int:
             nonlocal drawn
-            drawn = int(coder.decode(uniform(total))) if total > 1 else 0
+            drawn = int(self._coder.decode(self._uniform(total))) if total > 1 else 0
             return drawn
 
-        token = model.token(point)
-        start, frequency, _ = model.interval(token)
+        token = distribution.token(point)
+        start, frequency, _ = distribution.interval(token)
         if frequency > 1:
-            coder.encode_reverse(drawn - start, uniform(frequency))
-        model.see(token)
-        tokens.append(token)
-    return tokens
+            self._coder.encode_reverse(drawn - start, self._uniform(frequency))
+        return token
 
 
 def adaptive_bits(tokens: NDArray[np.int64], size: int, weight: int) -> float:

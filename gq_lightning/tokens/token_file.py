@@ -2,7 +2,7 @@
 
     magic, version | coding, geometry | fit | tokenizer's fingerprint [| prior's] | checksum of the tokens | tokens | checksum of all
 
-72 bytes and `fit`, then the tokens: of fixed width or entropy-coded with adaptive counts, whichever is smaller, or coded with a prior.
+72 bytes and `fit`, then the tokens: of fixed width, entropy-coded with adaptive counts, or coded with a prior, whichever is smallest.
 The first checksum covers the decoded tokens, so that a prior that computes differently on another machine causes an error and not a
 wrong image. Earlier versions wrote safetensors files, which stay readable (`earlier`).
 """
@@ -24,13 +24,14 @@ from torch import Tensor
 from gq_lightning.errors import UserError
 from gq_lightning.files import open_regular, write_whole
 from gq_lightning.tokens import earlier
-from gq_lightning.tokens.entropy_coding import MOST_POINTS, Counts, Model, adaptive_bits, decode, encode
+from gq_lightning.tokens.entropy_coding import MOST_POINTS, Counts, adaptive_bits, decode, encode
 
 SUFFIX = ".tokens"
 SUFFIXES = (SUFFIX, ".tokens.safetensors")
 MAGIC = b"GQTF\x02"
 _GEOMETRY = struct.Struct("<BIIHIIIHH")  # coding, h, w, n, height, width, codebook_size, downsampling, bytes of fit
 _CHECKSUM = struct.Struct("<I")
+_FINGERPRINT = 32  # bytes
 _FIXED, _PRIOR = 0, 255  # codings; values between are counts of weight 2^(coding - 1)
 _WEIGHTS = range(1, 14)
 _MOST_TOKENS = 2**28
@@ -39,7 +40,7 @@ _MOST_CODED = 2**22  # tokens coded one by one, each in 7 microseconds: half a m
 
 
 class Prior(Protocol):
-    """A model of whole grids, which encoder and decoder must share.
+    """A coder of whole grids by their probabilities, which encoder and decoder must share.
 
     Attributes:
         fingerprint: SHA-256 (hexadecimal) of everything that determines its probabilities.
@@ -47,8 +48,12 @@ class Prior(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
-    def model(self, height: int, width: int, tokens_per_position: int) -> Model:
-        """The model of the tokens of a grid (h, w, n), row by row."""
+    def encode(self, grid: NDArray[np.int64]) -> bytes:
+        """The bytes of tokens (h, w, n). Raises UserError for a grid that it cannot code."""
+        ...
+
+    def decode(self, data: bytes, shape: tuple[int, int, int]) -> NDArray[np.int64]:
+        """The inverse of `encode`; other data give other tokens, or ValueError or UserError."""
         ...
 
 
@@ -106,12 +111,16 @@ class TokenFile:
 
 
 def write_tokens(path: str | Path, token_file: TokenFile, prior: Prior | None = None) -> None:
-    """Writes a token file. Equal tokens give equal bytes. Raises UserError if it cannot be written.
+    """Writes a token file. Equal tokens give equal bytes. Raises UserError if it cannot be written, or not be coded with the prior.
 
     Args:
-        prior: codes the tokens with its probabilities; the file can then only be read with the same prior.
+        prior: codes the tokens with its probabilities if that is smaller; the file can then only be read with the same prior.
     """
-    write_whole(Path(path), to_bytes(token_file, prior))
+    try:
+        data = to_bytes(token_file, prior)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    write_whole(Path(path), data)
 
 
 def read_tokens(path: str | Path, prior: Prior | None = None) -> TokenFile:
@@ -141,18 +150,20 @@ def to_bytes(token_file: TokenFile, prior: Prior | None = None) -> bytes:
     """The bytes of a file."""
     grid = token_file.tokens.cpu().numpy()
     coding, payload = (_FIXED, _packed(grid.ravel(), token_file.codebook_size))
-    if prior is not None:
-        coding, payload = _PRIOR, encode(grid.ravel().tolist(), [prior.model(*grid.shape)])
-    elif grid.size <= _MOST_CODED and token_file.codebook_size <= MOST_POINTS:
+    if grid.size <= _MOST_CODED and token_file.codebook_size <= MOST_POINTS:
         slots = grid.reshape(-1, grid.shape[2]).T
         bits = {weight: sum(adaptive_bits(slot, token_file.codebook_size, 2 ** (weight - 1)) for slot in slots) for weight in _WEIGHTS}
         weight = min(bits, key=lambda weight: bits[weight])
         if bits[weight] < 8 * len(payload):  # an estimate, exact up to the last word, so compare the coded length
             coded = encode(grid.ravel().tolist(), _counts(token_file.codebook_size, weight, grid.shape[2]))
             coding, payload = (weight, coded) if len(coded) < len(payload) else (coding, payload)
+    if prior is not None and grid.size <= _MOST_CODED and len(coded := prior.encode(grid)) + _FINGERPRINT < len(payload):
+        coding, payload = _PRIOR, coded
     fit = token_file.fit.encode()
     size = (token_file.height, token_file.width, token_file.codebook_size, token_file.downsampling)
-    fingerprints = bytes.fromhex(token_file.fingerprint) + (bytes.fromhex(prior.fingerprint) if prior is not None else b"")
+    fingerprints = bytes.fromhex(token_file.fingerprint)
+    if prior is not None and coding == _PRIOR:
+        fingerprints += bytes.fromhex(prior.fingerprint)
     data = MAGIC + _GEOMETRY.pack(coding, *grid.shape, *size, len(fit)) + fit + fingerprints + _CHECKSUM.pack(_checksum(grid)) + payload
     return data + _CHECKSUM.pack(zlib.crc32(data))
 
@@ -163,7 +174,7 @@ def from_bytes(data: bytes, prior: Prior | None = None) -> TokenFile:
     if _CHECKSUM.pack(zlib.crc32(body)) != ending:
         raise UserError("the checksum does not match")
     coding, height, width, slots, *size, fit_length = _GEOMETRY.unpack_from(body, len(MAGIC))
-    fields = np.cumsum([len(MAGIC) + _GEOMETRY.size, fit_length, 32, 32 * (coding == _PRIOR), _CHECKSUM.size])
+    fields = np.cumsum([len(MAGIC) + _GEOMETRY.size, fit_length, _FINGERPRINT, _FINGERPRINT * (coding == _PRIOR), _CHECKSUM.size])
     fit, fingerprint, theirs, checksum = (body[begin:end] for begin, end in pairwise(fields))
     payload, count, codebook_size = body[fields[-1] :], height * width * slots, size[2]
     if not 1 <= count <= (_MOST_TOKENS if coding == _FIXED else _MOST_CODED) or (coding not in (_FIXED, _PRIOR, *_WEIGHTS)):
@@ -174,7 +185,7 @@ def from_bytes(data: bytes, prior: Prior | None = None) -> TokenFile:
         if prior is None or prior.fingerprint != theirs.hex():
             given = "none was given" if prior is None else f"the given one is {prior.fingerprint[:12]}"
             raise PriorNeeded(f"coded with prior {theirs.hex()[:12]}, but {given}: decode with that one (--prior)")
-        tokens = np.array(decode(payload, count, [prior.model(height, width, slots)]))
+        tokens = prior.decode(payload, (height, width, slots))
     else:
         tokens = np.array(decode(payload, count, _counts(codebook_size, coding, slots)))
     grid = tokens.reshape(height, width, slots)

@@ -1,6 +1,8 @@
 """Downloads the official weights from the URLs of torchvision and torch-fidelity."""
 
+import hashlib
 import pickle
+import re
 import urllib.request
 import warnings
 from http.client import HTTPException
@@ -26,6 +28,17 @@ class SourceError(Exception):
 
 def download(name: str, progress: bool) -> dict[str, Tensor]:
     """The tensors of weights `name`. Raises SourceError."""
+    return wanted(official(name, progress))
+
+
+def wanted(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an official file that make up the canonical content."""
+    ends = (".conv.weight", ".bn.weight", ".bn.bias", ".bn.running_mean", ".bn.running_var")
+    return {key: value.detach().float().contiguous() for key, value in state.items() if key.startswith("features.") or key.endswith(ends)}
+
+
+def official(name: str, progress: bool) -> dict[str, Tensor]:
+    """All tensors of the official file of weights `name`, whose name gives the first digits of its SHA-256. Raises SourceError."""
     columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     try:
         with (
@@ -39,11 +52,12 @@ def download(name: str, progress: bool) -> dict[str, Tensor]:
                 while chunk := response.read(1 << 18):
                     target.write(chunk)
                     bar.advance(task, len(chunk))
+            digits = re.search(r"-([0-9a-f]{8})\.pth$", URLS[name])
+            if digits and not hashlib.sha256(file.read_bytes()).hexdigest().startswith(digits[1]):
+                raise SourceError(f"the file from {URLS[name]} is damaged: its SHA-256 does not begin with {digits[1]}")
             with warnings.catch_warnings(action="ignore"):
-                state = torch.load(file, map_location="cpu", weights_only=True)
+                return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, HTTPException) as error:
         raise SourceError(f"{URLS[name]} cannot be reached ({getattr(error, 'reason', error)})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise SourceError(f"the file from {URLS[name]} cannot be read") from error
-    wanted = (".conv.weight", ".bn.weight", ".bn.bias", ".bn.running_mean", ".bn.running_var")
-    return {key: value.detach().float().contiguous() for key, value in state.items() if key.startswith("features.") or key.endswith(wanted)}

@@ -11,11 +11,13 @@ import loader
 import pytest
 import scale
 import search
+import token_set
 import torch
-from small import small_training
+from small import small_tokenizer, small_training
 
 from gq_lightning.data import Photographs
 from gq_lightning.evaluation.summary import summarize
+from gq_lightning.tokens import TokenSet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +43,16 @@ def test_the_loader_is_compared_with_its_decoder(tmp_path: Path, monkeypatch: py
     rates = loader.measure(tmp_path, 16, 1)
     assert rates.keys() == {"decode", "half", "torchvision", "picture", "item", "fast", "shards", "workers 0"}
     assert min(rates["half"]["median"], rates["decode"]["median"]) > rates["item"]["median"] > 1
+
+
+def test_tokenize_is_compared_with_its_encoder(tmp_path: Path) -> None:
+    loader.write_photographs(tmp_path, 3)
+    tokenizer = small_tokenizer("vit")
+    taken = token_set.measure(tokenizer, tmp_path, 32, 1, 0)
+    assert {name: len(times) for name, times in taken.items()} == {"bare": 1, "set": 1}
+    assert all(wall > 0 and processor > 0 for times in taken.values() for wall, processor in times)
+    written = TokenSet(tmp_path / "set")
+    assert len(written) == 6 and written.header.views == ["centre", "mirrored"]
 
 
 @pytest.mark.slow

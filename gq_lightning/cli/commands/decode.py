@@ -11,6 +11,7 @@ def run(
     out: Path,
     tile: PositiveInt | None = None,
     any_tokenizer: bool = False,
+    prior: str | None = None,
     device: str = "auto",
     threads: PositiveInt | None = None,
 ) -> None:
@@ -22,10 +23,13 @@ def run(
         out: folder of the pictures
         tile: decode large pictures in overlapping tiles of this side, in pixels, to bound memory
         any_tokenizer: accept tokens that another tokenizer made
+        prior: the prior with which the tokens were coded, a folder or owner/repository on the hub
         device: torch device; auto is a GPU if there is one
         threads: CPU threads
     """
-    from gq_lightning.cli.loading import load_tokenizer
+    from gq_lightning.cli.loading import load_coder, load_tokenizer
     from gq_lightning.tokens.codec import decode_pictures
 
-    decode_pictures(load_tokenizer(tokenizer, device, threads), tokens, out, tile=tile, any_tokenizer=any_tokenizer)
+    loaded = load_tokenizer(tokenizer, device, threads)
+    coder = load_coder(prior, None if any_tokenizer else loaded, tokenizer)
+    decode_pictures(loaded, tokens, out, tile=tile, any_tokenizer=any_tokenizer, prior=coder)

@@ -26,6 +26,7 @@ def run(
     bits: PositiveInt | None = None,
     refine: NonNegativeInt = 0,  # type: ignore[assignment]
     refine_lpips: PositiveFloat | None = None,
+    prior: str | None = None,
     device: str = "auto",
     threads: PositiveInt | None = None,
 ) -> None:
@@ -44,17 +45,22 @@ def run(
         bits: keep this many bits of each token; needs a codebook ordered as a tree (convert --order tree)
         refine: number of passes that choose tokens by decoding them; slow
         refine_lpips: in --refine, minimise the squared error plus this many times LPIPS
+        prior: code the tokens with the probabilities of this prior where that is smaller, a folder or owner/repository on the hub; decode
+            needs it too
         device: torch device; auto is a GPU if there is one
         threads: CPU threads
     """
-    from gq_lightning.cli.loading import load_tokenizer
+    from gq_lightning.cli.loading import load_coder, load_tokenizer
     from gq_lightning.tokens.codec import encode_pictures
 
     loaded = load_tokenizer(tokenizer, device, threads)
     if refine_lpips is not None and not (refine and math.isfinite(refine_lpips)):
         raise UserError(f"--refine_lpips {refine_lpips}: give a positive number together with --refine, or leave it out")
+    if prior is not None and bits is not None:
+        raise UserError(f"--bits {bits}: a prior codes whole tokens: leave out --bits or --prior")
     distance = _squared_error_and_lpips(refine_lpips) if refine_lpips else None
-    encode_pictures(loaded, images, out, fit, size, deterministic, tile, skip_broken, bits=bits, refine=refine, distance=distance)
+    chosen = {"bits": bits, "refine": refine, "distance": distance, "prior": load_coder(prior, loaded, tokenizer)}
+    encode_pictures(loaded, images, out, fit, size, deterministic, tile, skip_broken, **chosen)  # type: ignore[arg-type]
 
 
 def _squared_error_and_lpips(weight: float) -> "Distance":

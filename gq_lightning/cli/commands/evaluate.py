@@ -1,18 +1,21 @@
-"""Measure a tokenizer on a folder of images."""
+"""Measure a tokenizer on a folder of images, or generated pictures against a reference."""
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from gq_lightning.errors import printable
+from gq_lightning.construction import Size
+from gq_lightning.errors import UserError, printable
 
 
 def run(
     *,
-    tokenizer: str,
-    data: Path,
+    tokenizer: str | None = None,
+    data: Path | None = None,
+    generated: Path | None = None,
+    reference: Path | None = None,
     out: Path = Path("metrics.json"),
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | Literal["whole"] | None = None,
     tile: PositiveInt | None = None,
@@ -24,11 +27,13 @@ def run(
     device: str = "auto",
     threads: PositiveInt | None = None,
 ) -> None:
-    """Measure a tokenizer on a folder of images, each resized and centre-cropped to --size, or whole.
+    """Measure a tokenizer on a folder of images, each resized and centre-cropped to --size or whole, or generated pictures.
 
     Args:
         tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         data: folder of images, searched recursively
+        generated: folder of generated pictures, or an .npz file of them; measures gFID, sFID, Inception score, precision and recall
+        reference: of --generated: folder of pictures, or an .npz file of pictures or statistics in ADM's format
         out: file to write
         size: image size in pixels, a number or [height,width], or whole: pictures as they are, padded as by encode; by default the
             backbone's fixed size, else 256
@@ -41,6 +46,33 @@ def run(
         device: torch device; auto is a GPU if there is one
         threads: CPU threads
     """
+    given = [
+        name for name, value in (("tokenizer", tokenizer), ("data", data), ("generated", generated), ("reference", reference)) if value
+    ]
+    loading = {"batch_size": batch_size, "workers": workers, "skip_broken": skip_broken}
+    if tokenizer is not None and data is not None and len(given) == 2:
+        measured = {"rfid": rfid, "gaussian": gaussian, "tile": tile}
+        _of_a_tokenizer(tokenizer, data, out, size, device, threads, loading, measured)
+    elif generated is not None and reference is not None and len(given) == 2:
+        for option, default in {"--size": size is None, "--tile": tile is None, "--no_rfid": rfid, "--no_gaussian": gaussian}.items():
+            if not default:
+                raise UserError(f"{option}: is for --tokenizer, not for --generated: leave it out")
+        _of_pictures(generated, reference, out, device, threads, loading)
+    else:
+        wanted = "--tokenizer and --data, or --generated and --reference"
+        raise UserError(f"evaluate: give {wanted} (see python -m gq_lightning evaluate --help)")
+
+
+def _of_a_tokenizer(
+    tokenizer: str,
+    data: Path,
+    out: Path,
+    size: Size | Literal["whole"] | None,
+    device: str,
+    threads: int | None,
+    loading: dict[str, Any],
+    measured: dict[str, Any],
+) -> None:
     from rich.console import Console
 
     from gq_lightning.cli.loading import load_tokenizer
@@ -52,15 +84,14 @@ def run(
 
     loaded = load_tokenizer(tokenizer, device, threads)
     side, whole = (size or loaded.fixed_image_size or 256), {}
-    folder, options = str(data), {"workers": workers, "skip_broken": skip_broken}
     if side == "whole":
-        module = ImageFolder(root=folder, validation_root=folder, batch_size=1, **options)
+        module = ImageFolder(root=str(data), validation_root=str(data), **{**loading, "batch_size": 1})
         module.evaluation_crop = Whole()
-        whole = whole_protocol(loaded, tile)
+        whole = whole_protocol(loaded, measured["tile"])
     else:
         check_size(loaded, "--size", side)
-        module = ImageFolder(root=folder, validation_root=folder, image_size=side, batch_size=batch_size, **options)
-    values, protocol = evaluate(loaded, module.test_dataloader(), rfid=rfid, gaussian=gaussian, tile=tile)
+        module = ImageFolder(root=str(data), validation_root=str(data), image_size=side, **loading)
+    values, protocol = evaluate(loaded, module.test_dataloader(), **measured)
     skipped: dict[str, int] = {"skipped_pictures": module.skipped} if module.skipped else {}
     write_metrics(out, values, protocol, module.protocol() | whole, tokenizer_fingerprint=loaded.fingerprint, **skipped)
     console = Console(soft_wrap=True, markup=False, emoji=False)
@@ -68,3 +99,24 @@ def run(
     console.print(printable(out))
     if skipped:  # a warning has named each
         print(f"{module.skipped} of {module.skipped + values['images']} pictures were broken and skipped", file=sys.stderr)
+
+
+def _of_pictures(generated: Path, reference: Path, out: Path, device: str, threads: int | None, options: dict[str, int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from gq_lightning.cli.loading import choose_device
+    from gq_lightning.evaluation.evaluate import write_metrics
+    from gq_lightning.evaluation.generated import evaluate_generated
+    from gq_lightning.metrics.generation import NUMBERS
+
+    values, protocol, pictures = evaluate_generated(generated, reference, choose_device(device, threads), **options)
+    write_metrics(out, values, protocol, pictures)
+    table = Table("metric", "value", title=f"{printable(generated)} against {printable(reference)}", title_justify="left")
+    for number in NUMBERS:
+        table.add_row(number.heading, number.show(values[number.name]) if number.name in values else "-")
+    for name, reason in protocol["left_out"].items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
+    console.print(table)
+    console.print(printable(out))

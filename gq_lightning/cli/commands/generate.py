@@ -51,7 +51,7 @@ def run(
     from gq_lightning.data import load_picture, to_picture, to_tensor
     from gq_lightning.data.pictures.progress import progress
     from gq_lightning.distributed import launched_ranks, rank, ranks, wait_for_all
-    from gq_lightning.evaluation.evaluate import save_picture
+    from gq_lightning.evaluation.evaluate import SHEET, TOLD, save_picture
     from gq_lightning.files import write_whole
     from gq_lightning.priors import Prior
     from gq_lightning.priors.generation import check_fit, first_rows, generate
@@ -78,8 +78,8 @@ def run(
         wait_for_all()
         if rank() == 0:
             first = [to_tensor(load_picture(out / f"{number:06d}.png")) for number in range(min(count, ON_SHEET))]
-            save_picture(to_picture(make_grid(first, nrow=8, pad_value=1)), out / "sheet.png")
+            save_picture(to_picture(make_grid(first, nrow=8, pad_value=1)), out / SHEET)
             told = {"seed": seed, "sampling": vars(sampling), "prior": loaded.fingerprint, "from": from_ and from_.name, "keep": keep}
             told |= {"pictures": count, "classes": [loaded.classes[label] if label >= 0 else "" for label in labels]}
-            write_whole(out / "generated.json", (json.dumps(told, indent=1) + "\n").encode())
+            write_whole(out / TOLD, (json.dumps(told, indent=1) + "\n").encode())
             print(f"{out}: {count} pictures, the first ones side by side in sheet.png")
