@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from gq_lightning.construction import Size
 from gq_lightning.errors import UserError, printable
 
 
@@ -67,7 +66,7 @@ def _of_a_tokenizer(
     tokenizer: str,
     data: Path,
     out: Path,
-    size: Size | Literal["whole"] | None,
+    size: int | tuple[int, int] | Literal["whole"] | None,
     device: str,
     threads: int | None,
     loading: dict[str, Any],
