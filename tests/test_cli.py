@@ -171,6 +171,7 @@ def test_validate_test_predict(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(files) == 10
 
 
+@pytest.mark.slow
 def test_resumed_run_continues_the_multipliers(tmp_path: Path) -> None:
     def fit(name: str, steps: int, *more: str) -> dict[str, torch.Tensor]:
         arguments = [*FIT, f"--runs={tmp_path}", f"--name={name}", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=1", *more]

@@ -105,7 +105,7 @@ def test_channels_last() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the tracer looks at everything
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backbone", ["vit", "unet"])
+@pytest.mark.parametrize("backbone", ["vit", pytest.param("unet", marks=pytest.mark.slow)])
 def test_compiled(backbone: str, backend: str) -> None:
     with patch.object(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend)):
         losses, _ = train(backbone, Acceleration(compile=True))

@@ -145,7 +145,7 @@ def test_windows_of_any_shape_blend_to_what_they_cover(window: tuple[int, int], 
         see_in_windows(itself, torch.rand(1, 3, 16, 16), 8, 8, window, None)
 
 
-@pytest.fixture(scope="module", params=["vit", "unet"])
+@pytest.fixture(scope="module", params=["vit", pytest.param("unet", marks=pytest.mark.slow)])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on pictures of 24 x 40."""
     runs = tmp_path_factory.mktemp("runs")

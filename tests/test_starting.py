@@ -155,6 +155,21 @@ def test_tokens_outlive_a_fine_tuned_decoder(fit: list[str], pictures: Path, cap
         ImageTokenizer.from_pretrained("forged")
 
 
+@pytest.mark.parametrize("train", ["all", "decoder"])
+def test_an_adversary_joins_weights_that_were_trained_without(train: str, fit: list[str]) -> None:
+    """It steps from its start on, and the decoder's tokens stay what they were."""
+    start = other("vit")
+    start.save_pretrained("start")
+    adversary = ["--model.adversary.discriminator.width=8", "--model.adversary.discriminator.layers=1", "--model.adversary.start=1"]
+    assert main([*fit, "--init_from=start", f"--train={train}", *adversary]) == 0
+    state = torch.load("runs/a/checkpoints/last.ckpt", weights_only=True)
+    generator, discriminator = state["optimizer_states"]
+    assert generator["state"] and {int(one["step"]) for one in discriminator["state"].values()} == {1}
+    trained = ImageTokenizer.from_pretrained("runs/a")
+    assert trained.fingerprint != start.fingerprint
+    assert (trained.tokens_fingerprint == start.fingerprint) == (train == "decoder")
+
+
 def built(args: list[str]) -> ImageTokenizer:
     """What a fit of these arguments would train, before it has the weights of its start."""
     return CommandLine([word for word in with_start(args[1:])], run=False).model.tokenizer

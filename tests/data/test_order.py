@@ -82,7 +82,7 @@ def test_an_epoch_goes_on_where_it_stopped(folder: Callable[..., ImageFolder], w
     resumed.load_state_dict(state)
     read: list[Path] = []
     load = sets.load_picture
-    monkeypatch.setattr(sets, "load_picture", lambda path: read.append(path) or load(path))
+    monkeypatch.setattr(sets, "load_picture", lambda path, suffices: read.append(path) or load(path, suffices=suffices))
     loader = resumed.train_dataloader()
     assert len(loader) == 6
     assert loader.state_dict() == {"epoch": 0, "pictures": 8}, "before it has begun"
