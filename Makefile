@@ -71,8 +71,9 @@ reproduce-generation: weights  ## priors on GQ and FSQ tokens, new pictures, gFI
 	$(RUN) $(GENERATION) --profile control
 	$(RUN) experiments/generation.py
 
-benchmark: $(READY)  ## time the start, the search for codewords, a training step, the loader and tokenize, on an idle machine: about 8 minutes
+benchmark: $(READY)  ## time start, evaluation, search, training step, loader and tokenize beside their references, on an idle machine: about 15 minutes
 	$(RUN) experiments/benchmarks/start.py
+	$(RUN) experiments/benchmarks/evaluation.py
 	$(RUN) experiments/benchmarks/search.py
 	$(RUN) experiments/benchmarks/step.py
 	$(RUN) experiments/benchmarks/loader.py

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine, write
+from machine import machine, write_ratios
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -139,7 +139,8 @@ def main() -> None:
         "milliseconds_of_one_picture": {name: round(1000 / rate["median"], 3) for name, rate in rates.items()},
         "needed": needed,
     }
-    write(content, options.out)
+    ratios = {name: rates["decode"]["median"] / rate["median"] for name, rate in rates.items() if name != "decode"}
+    write_ratios(content, options.out, ratios, {"fast": 2.2, "item": 2.2})
     table = Table(title=f"{pictures} JPEG files of {SIZE[0]}x{SIZE[1]}, {size / pictures / 1000:.0f} kB each, to {IMAGE_SIZE}x{IMAGE_SIZE}")
     for column in ("", "images/s", "lowest", "highest", "ms each", "share of decode"):
         table.add_column(column, justify="left" if not column else "right")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from gq_lightning.files import write_whole
 
@@ -25,6 +27,22 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def write_ratios(content: dict[str, Any], path: Path, ratios: dict[str, float], wanted: dict[str, float]) -> None:
+    """Writes `content` with its ratios to a reference that was measured in the same run, and prints them beside those of the file before.
+
+    Args:
+        ratios: time over the reference's time, by name.
+        wanted: the most that is wanted, for some of them.
+    """
+    before = json.loads(path.read_text()).get("ratios", {}) if path.exists() else {}
+    rounded = {name: round(ratio, 3) for name, ratio in ratios.items()}
+    write({**content, "ratios": rounded, "ratios_before": before, "wanted": wanted}, path)
+    table = Table("time to the reference's", "now", "before", "wanted, at most", title=path.name)
+    for name, ratio in rounded.items():
+        table.add_row(name, str(ratio), str(before.get(name, "")), str(wanted.get(name, "")))
+    Console().print(table)
 
 
 def write(content: dict[str, Any], path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import matplotlib
 import torch
-from machine import machine, write
+from machine import machine, write_ratios
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -178,7 +178,9 @@ def main() -> None:
     ]
     compiler = {"compiled": compiled.library("table") is not None}
     content = {"machine": machine() | compiler, "total_seconds": round(time.perf_counter() - begin, 1), "memory": peaks, "times": rows}
-    write(content, options.out / "search.json")
+    seconds = {(row["form"], row["N"]): row["seconds"] for row in rows if (row["K"], row["m"]) == (65536, 16)}
+    ratios = {f"{tokens} posteriors, K 65536, m 16": seconds["search", tokens] / seconds["product", tokens] for tokens in TOKENS}
+    write_ratios(content, options.out / "search.json", ratios, {})
     draw(rows, options.out / "search.png")
     table = Table(title="K = 65 536: seconds", caption=f"{content['total_seconds']:.0f} s in all; peak memory: {peaks}")
     for column in ("m", "N", "search", "blocked", "product", "plain", "plain / search", "search / product"):

@@ -20,9 +20,7 @@ from pathlib import Path
 
 import torch
 from loader import write_photographs
-from machine import machine, write
-from rich.console import Console
-from rich.table import Table
+from machine import machine, write_ratios
 
 from gq_lightning import ImageTokenizer
 from gq_lightning.data import ImageNet
@@ -89,17 +87,8 @@ def main() -> None:
         "batch_size": BATCH_SIZE,
         "workers": options.workers,
         "seconds": {name: [round(wall, 3) for wall, _ in times] for name, times in taken.items()},
-        "ratio": round(ratio, 3),
-        "ratio_processor": round(processor, 3),
-        "wanted": WANTED,
     }
-    write(content, options.out)
-    table = Table(title=f"{options.pictures} pictures in two views at {options.size}x{options.size}, {options.tokenizer}, one thread")
-    for column in ("", "seconds", "ratio", "processor", "wanted"):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_row("bare", f"{fastest['bare'][0]:.2f}", "1", "1")
-    table.add_row("set", f"{fastest['set'][0]:.2f}", f"{ratio:.3f}", f"{processor:.3f}", f"at most {WANTED}")
-    Console().print(table)
+    write_ratios(content, options.out, {"tokenize": ratio, "tokenize, processor": processor}, {"tokenize": WANTED})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import evaluation
 import lightning.pytorch as pl
 import loader
+import machine
 import pytest
 import scale
 import search
@@ -16,6 +18,7 @@ import torch
 from small import small_tokenizer, small_training
 
 from gq_lightning.data import Photographs
+from gq_lightning.evaluation.evaluate import evaluate
 from gq_lightning.evaluation.summary import summarize
 from gq_lightning.tokens import TokenSet
 
@@ -79,3 +82,35 @@ def test_a_training_step_is_counted(backbone: str) -> None:
     once = summarize(training.tokenizer, 32)
     forward = 2 * (once.encode_flops + once.decode_flops)
     assert 2.8 * forward < count.counter.get_total_flops() < 3.1 * forward
+
+
+def test_ratios_stand_beside_those_of_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.json"
+    machine.write_ratios({"seconds": 1}, path, {"first": 1.23456}, {"first": 1.1})
+    machine.write_ratios({"seconds": 2}, path, {"first": 0.5, "second": 2}, {"first": 1.1})
+    assert json.loads(path.read_text()) == {
+        "seconds": 2,
+        "ratios": {"first": 0.5, "second": 2},
+        "ratios_before": {"first": 1.235},
+        "wanted": {"first": 1.1},
+    }
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("0.5", "1.235", "1.1"))
+
+
+def test_the_plain_evaluation_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its parts add up to the whole."""
+    values: dict[str, dict[str, float]] = {}
+
+    def kept(form: str) -> dict[str, float]:
+        monkeypatch.setattr(evaluation, "evaluate", lambda *args, **kwargs: values.setdefault(form, evaluate(*args, **kwargs)[0]))
+        return evaluation.once(small_tokenizer("vit").eval(), [pictures])
+
+    monkeypatch.setattr(evaluation.feature_cache, "cache_folder", lambda: tmp_path)
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with evaluation.plain():
+        taken = kept("plain")
+    kept("evaluation")
+    assert sum(seconds for part, seconds in taken.items() if part != "all") == pytest.approx(taken["all"])
+    for name in ("psnr", "lpips", "rfid", "gaussian_rfid"):
+        assert values["plain"][name] == pytest.approx(values["evaluation"][name], rel=1e-4), name
