@@ -381,6 +381,7 @@ def one_of_two(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow  # tests/test_distributed.py evaluates on two ranks too
 def test_two_processes_with_uneven_batches_give_what_one_gives(tmp_path, cheap_rfid):
     environment = {**os.environ, "PYTHONPATH": str(Path(frechet.__file__).parents[2])}
     processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
