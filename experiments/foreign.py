@@ -28,7 +28,7 @@ from looks import COLOURS, LINES, plain, save
 from running import write_json
 
 CROPS, SIZE = 384, 32
-WIDTH = 0.25  # bits, of a histogram's bin
+WIDTH = 0.25  # bits, of a histogram's bin; the middle one is centred on the target
 ALPHA = 0.5  # bits: the half width of the TDC's band
 RESULTS = Path(__file__).parent / "results/foreign"
 
@@ -74,7 +74,7 @@ def measure(tokenizer: ImageTokenizer, images: Tensor) -> dict[str, Any]:
     parts = [tokenizer.reconstruct(part) for part in images.split(64)]
     bits = torch.cat([part.bits.flatten() for part in parts if part.bits is not None])
     target = math.log2(tokenizer.codebook_size)
-    bins = (bits / WIDTH).long()
+    bins = ((bits - target) / WIDTH).round().long()
     return {
         "psnr": psnr(images, torch.cat([part.images for part in parts])),
         "gaussian_psnr": psnr(images, torch.cat([part.gaussian for part in parts if part.gaussian is not None])),
@@ -114,7 +114,7 @@ def draw(results: dict[str, dict[str, Any]]) -> Figure:
             for k, (name, content) in enumerate(shown.items()):
                 bins = content["sets"][kind]["histogram"]
                 total = sum(bins["counts"]) * bins["width"]
-                middles = [(bins["first"] + n + 0.5) * bins["width"] - content["target_bits"] for n in range(len(bins["counts"]))]
+                middles = [(bins["first"] + n) * bins["width"] for n in range(len(bins["counts"]))]
                 style = {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k % len(LINES)], "label": name, "linewidth": 1.2}
                 axes.plot(middles, [count / total if count else math.nan for count in bins["counts"]], marker=".", **style)
             axes.set_yscale("log")
@@ -122,7 +122,7 @@ def draw(results: dict[str, dict[str, Any]]) -> Figure:
             if i == 0:
                 axes.set_title(kind, fontsize=10)
             if i == len(rows) - 1:
-                axes.set_xlabel("bits of a token - target", fontsize=8)
+                axes.set_xlabel("bits of a token less its target", fontsize=8)
         panels[i, 0].set_ylabel("density per bit", fontsize=8)
         panels[i, -1].legend(frameon=False, fontsize=6)
     return drawn
