@@ -20,7 +20,7 @@ NEITHER = (*HEAVY, "vector_quantize_pytorch", "huggingface_hub", "torchvision", 
 MOST = {"import gq_lightning": 10, "from_pretrained and decode": 180, "--help": 60, "encode --help": 240}
 # the ViT's blocks are timm's, and its package imports all its models and torchvision
 VIT = ("timm", "torchvision", "huggingface_hub", "torch._dynamo", "torch._inductor")
-# python SCRIPT MODULES ARGUMENTS: the command line, where importing one of the modules fails
+# python SCRIPT MODULES ARGUMENTS [then ARGUMENTS]: the command line, where importing one of the modules fails
 FORBIDDING = """
 import sys
 from importlib.machinery import ModuleSpec
@@ -37,7 +37,10 @@ class Forbid:
 
 sys.meta_path.insert(0, Forbid())
 from gq_lightning.cli.main import main
-sys.exit(main(sys.argv[2:]))
+calls = [[]]
+for argument in sys.argv[2:]:
+    calls.append([]) if argument == "then" else calls[-1].append(argument)
+sys.exit(max(map(main, calls)))
 """
 ROUND_TRIP = """
 import sys
@@ -105,10 +108,11 @@ def test_the_package_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_encode_and_decode(folder: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 33, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    for arguments in (["encode", tmp_path / "a.png"], ["decode", tmp_path / "out/a.png.tokens"]):
-        heavy = [name for name in HEAVY if not (folder.name.startswith("vit") and name in VIT)]
-        done = run("-c", FORBIDDING, ",".join(heavy), *arguments, "--tokenizer", folder, "--out", tmp_path / "out")
-        assert done.returncode == 0, done.stderr
+    heavy = [name for name in HEAVY if not (folder.name.startswith("vit") and name in VIT)]
+    same = ("--tokenizer", folder, "--out", tmp_path / "out")
+    calls = ("encode", tmp_path / "a.png", *same, "then", "decode", tmp_path / "out/a.png.tokens", *same)
+    done = run("-c", FORBIDDING, ",".join(heavy), *calls)
+    assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "out/a.png") as picture:
         assert picture.size == (33, 40)
 

@@ -97,7 +97,7 @@ def test_it_trains_and_its_tokens_survive(method: str, backbone: str, tmp_path: 
     assert torch.equal(again.decode(tokens), tokenizer.decode(tokens))
 
 
-@pytest.mark.parametrize(("method", "backbone"), pairs(("gq", "unet"), ("gq", "vit"), ("vq", "vit")))
+@pytest.mark.parametrize(("method", "backbone"), pairs(("gq", "vit")))
 def test_compiled_it_gives_the_same_tokens(method: str, backbone: str) -> None:
     """Traced by dynamo, executed without a compiler: what `torch.compile` may change are graphs, not tokens."""
     torch.compiler.reset()

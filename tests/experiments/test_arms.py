@@ -143,7 +143,7 @@ def test_every_arm_of_figure_1_is_a_valid_command(profile: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("profile", ["cpu", "gpu", "paper"])
+@pytest.mark.parametrize("profile", ["cpu", pytest.param("gpu", marks=pytest.mark.slow), "paper"])
 def test_the_models_of_figure_1_are_of_one_size(profile: str, backbone: str) -> None:
     parameters, flops = [], []
     for arm in arms(choose(FIG1, profile), RUNS):
