@@ -304,3 +304,11 @@ def test_what_could_not_be_shown_is_refused_before_it_runs(
     assert reproduce.main([str(tmp_path / "spec.yaml"), "--dry-run"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {words}")
+
+
+@pytest.mark.parametrize(("text", "words"), [("axes: [", "while parsing"), ("", "no entries"), ("- axes", "no entries")])
+def test_what_is_no_spec(text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "spec.yaml").write_text(text)
+    assert reproduce.main([str(tmp_path / "spec.yaml"), "--dry-run"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/spec.yaml: {words}")
