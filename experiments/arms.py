@@ -41,6 +41,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "DATA"
 Spec = dict[str, Any]
+# what tables, figures and verdicts are drawn from
+NEEDED: dict[str, tuple[str, ...]] = {"table": ("rows", "columns"), "plot": ("name", "x", "y", "series", "style")}
+VERDICT = ("baselines", "lead", "rate")
 
 
 class SpecError(Exception):
@@ -79,7 +82,13 @@ class Arm:
 def read(path: Path) -> Spec:
     if not path.is_file():
         raise SpecError(f"{path}: no such file; experiments/*.yaml are specs")
-    return yaml.safe_load(path.read_text())
+    try:
+        spec = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(spec, dict):
+        raise SpecError(f"{path}: no entries; experiments/arms.py describes them")
+    return spec
 
 
 def layered(spec: Spec, layer: Spec) -> Spec:
@@ -121,6 +130,25 @@ def choose(spec: Spec, profile: str | None, sweep: bool = False) -> Spec:
     if layer is None:
         raise SpecError("--sweep: this profile has none")
     return layered(chosen, layer)
+
+
+def check(spec: Spec) -> None:
+    """Refuses a spec whose results could not be shown, before hours are spent on its arms.
+
+    Raises:
+        SpecError: an entry is missing, or names an axis that is none.
+    """
+    for key in ("axes",) if "command" in spec else ("configs", "axes", "arguments"):
+        if key not in spec:
+            raise SpecError(f"{key}: the spec has none; experiments/arms.py describes it")
+    for entry, keys in NEEDED.items():
+        shown = spec.get(entry, {})
+        keys += VERDICT if "method" in shown else ()
+        if shown and (missing := [key for key in keys if key not in shown]):
+            raise SpecError(f"{entry}: add {', '.join(missing)}, as in experiments/{'fig1' if entry == 'plot' else 'methods'}.yaml")
+        for key in ("rows", "series", "style", "rate"):
+            if key in shown and shown[key] not in spec["axes"]:
+                raise SpecError(f"{entry}.{key}: {shown[key]} is no axis; there are {', '.join(spec['axes'])}")
 
 
 def arms(spec: Spec, runs: str) -> list[Arm]:

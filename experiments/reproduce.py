@@ -23,7 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 import tables
-from arms import DATA, ROOT, Arm, Spec, SpecError, arms, choose, read
+from arms import DATA, ROOT, Arm, Spec, SpecError, arms, check, choose, read
 from estimates import seconds, spoken, summarized
 from pictures import download
 from running import ArmFailure, Runner, finished
@@ -165,6 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def experiment(options: argparse.Namespace) -> int:
     spec = choose(read(options.spec), options.profile, options.sweep)
+    check(spec)
     own = spec.get("without_data") if options.data is None else None
     profile = "-".join(filter(None, [options.profile, own and own["name"]]))
     parts = [options.spec.stem, *([profile] if profile else []), *(["sweep"] if options.sweep else [])]

@@ -189,7 +189,7 @@ def typed(name: str, value: Any, wanted: Any) -> Any:
             return value
     elif type(value) is list:
         each = options[0] if options else Any
-        if wanted is Any or origin in (list, Sequence):
+        if wanted in (Any, list, Sequence) or origin in (list, Sequence):
             return [typed(name, item, each) for item in value]
         if origin is tuple and options[1:] in ((), (...,)):
             return tuple(typed(name, item, each) for item in value)

@@ -320,5 +320,17 @@ def run(word: str, /, *, times: int = 2, loud: bool = False) -> None:
     assert capsys.readouterr().out == "WELL WELL WELL\n"
 
 
+def test_a_parameter_without_a_description_is_named() -> None:
+    def run(word: str, /, *, loud: bool = False) -> None:
+        """Say a word.
+
+        Args:
+            word: what to say
+        """
+
+    with pytest.raises(TypeError, match=r"run: describe loud under `Args:` in its docstring"):
+        parser_of(run, "say")
+
+
 def test_the_training_commands_are_lightning_s_and_summary() -> None:
     assert set(TRAINING) == {*CommandLine.subcommands(), "summary"}

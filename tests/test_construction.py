@@ -1,5 +1,6 @@
 import copy
 import pickle
+from collections.abc import Sequence
 from typing import ClassVar
 
 import pytest
@@ -23,6 +24,18 @@ def test_arguments_and_defaults_are_remembered() -> None:
     part = Part(3, name="a")
     assert describe(part) == {"class_path": f"{__name__}.Part", "init_args": {"width": 3, "scales": [1, 2], "name": "a"}}
     assert build(Part, describe(part), "here").scales == (1, 2)
+
+
+class Bare(Recorded):
+    def __init__(self, levels: list, scales: Sequence = (1,), anything=None) -> None:  # type: ignore[no-untyped-def, type-arg]
+        self.levels = levels
+
+
+def test_what_is_described_is_built_however_its_lists_are_annotated() -> None:
+    for levels in ([4, 4], []):
+        assert build(Bare, describe(Bare(levels, (2, 3), [5])), "here").init_args == {"levels": levels, "scales": [2, 3], "anything": [5]}
+    with pytest.raises(UserError, match=r"levels: 4 is not of type list"):
+        build(Bare, {"class_path": f"{__name__}.Bare", "init_args": {"levels": 4}}, "here")
 
 
 def test_copies_remember_too() -> None:

@@ -15,7 +15,9 @@ from gq_lightning.errors import UserError
 
 
 class Backbone(Recorded, nn.Module, ABC):
-    """The contract of every backbone. The subclass sets the attributes.
+    """The contract of every backbone. The subclass sets the attributes. Its constructor takes plain values with type annotations, as
+    `construction.build` wants them. All its tensors are in its state_dict: a saved backbone is built on the meta device, without values,
+    and takes them from the file, so a non-persistent buffer would stay empty.
 
     Attributes:
         encoder: images to features; a separate module, so that `backbone.encoder.requires_grad_(False)` freezes it.

@@ -32,7 +32,10 @@ def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
     parser = _Parser(
         prog=f"python -m gq_lightning {command}", description=documentation.short_description, exit_on_error=False, allow_abbrev=False
     )
-    for name, parameter in inspect.signature(function).parameters.items():
+    parameters = inspect.signature(function).parameters
+    if missing := [name for name in parameters if name not in texts]:
+        raise TypeError(f"{function.__module__}.{function.__name__}: describe {', '.join(missing)} under `Args:` in its docstring")
+    for name, parameter in parameters.items():
         option = name.rstrip("_")
         # None is the value of an option that is not given, so the help need not offer it
         types = [kind for kind in get_args(parameter.annotation) if kind is not NoneType]

@@ -61,7 +61,8 @@ class Quantized:
 
 
 class Quantizer(Recorded, nn.Module, ABC):
-    """The contract of every quantizer. The subclass sets the attributes.
+    """The contract of every quantizer. The subclass sets the attributes. Its constructor takes plain values with type annotations, as
+    `construction.build` wants them.
 
     Attributes:
         encoder_channels: channels of the features it takes.
@@ -83,7 +84,11 @@ class Quantizer(Recorded, nn.Module, ABC):
 
     @abstractmethod
     def tokenize(self, features: Tensor) -> Tensor:
-        """Features (..., encoder_channels) to tokens (..., tokens_per_position), int64."""
+        """Features (..., encoder_channels) to tokens (..., tokens_per_position), int64.
+
+        Raises:
+            UserError: the last axis has another length, here and in `forward`.
+        """
 
     @abstractmethod
     def detokenize(self, tokens: Tensor) -> Tensor:

@@ -282,3 +282,33 @@ def test_wrong_options_are_one_line(
     assert reproduce.main([spec, *call[1:]]) == 2
     assert words in (error := capsys.readouterr().err)
     assert error.strip().split("\n")[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"axes": None}, "axes: the spec has none"),
+        ({"configs": None}, "configs: the spec has none"),
+        ({"table": {"rows": "seed"}}, "table: add columns, as in experiments/methods.yaml"),
+        ({"table": {"rows": "colour", "columns": ["psnr"]}}, "table.rows: colour is no axis; there are backbone, rate, seed"),
+        ({"plot": {"name": "x", "x": "rate", "y": ["psnr"], "series": "rate"}}, "plot: add style, as in experiments/fig1.yaml"),
+        ({"plot": FIG1["plot"]}, "plot.series: quantizer is no axis"),
+        ({"plot": {key: value for key, value in FIG1["plot"].items() if key != "lead"}}, "plot: add lead"),
+    ],
+)
+def test_what_could_not_be_shown_is_refused_before_it_runs(
+    wrong: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = {key: value for key, value in (SPEC | wrong).items() if value is not None}
+    (tmp_path / "spec.yaml").write_text(json.dumps(spec))
+    assert reproduce.main([str(tmp_path / "spec.yaml"), "--dry-run"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {words}")
+
+
+@pytest.mark.parametrize(("text", "words"), [("axes: [", "while parsing"), ("", "no entries"), ("- axes", "no entries")])
+def test_what_is_no_spec(text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "spec.yaml").write_text(text)
+    assert reproduce.main([str(tmp_path / "spec.yaml"), "--dry-run"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/spec.yaml: {words}")
