@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,8 +55,12 @@ def peak_memory(device: torch.device) -> float:
     """Peak memory in bytes: of tensors on an accelerator, or of this process on a CPU."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "linux":
+        # resource's peak begins with that of the process which started this one, as rank 0 starts the others
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(1024.0 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     if sys.platform == "win32":
         return float("nan")
     import resource  # Unix only
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024.0)
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
