@@ -101,13 +101,15 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(results: dict[str, dict[str, Any]]) -> Figure:
-    """Density of the bits of a token, less their target; a row for each backbone, a column for each set, a line for each run."""
+    """Density of the bits of a token, less their target; a row for each backbone and rate, a column for each set, a line for each run."""
     sets = list(next(iter(results.values()))["sets"])
-    rows = sorted({name.split("-")[0] for name in results})
+    # BACKBONE-METHOD-RATE-SEED is the name of an arm
+    row_of = {name: "-".join(name.split("-")[::2]) for name in results}
+    rows = sorted(set(row_of.values()))
     drawn = Figure(figsize=(2.6 * len(sets), 2.3 * len(rows) + 0.6), layout="constrained")
     panels = drawn.subplots(len(rows), len(sets), squeeze=False, sharey=True, sharex=True)
     for i, row in enumerate(rows):
-        shown = {name: content for name, content in results.items() if name.split("-")[0] == row}
+        shown = {name: content for name, content in results.items() if row_of[name] == row}
         for j, kind in enumerate(sets):
             axes = panels[i, j]
             axes.axvspan(-ALPHA, ALPHA, color="0.9")
