@@ -14,12 +14,13 @@ from rich.console import Console
 
 from gq_lightning.callbacks import Advice, BrokenPictures, Diagnostics, Export, NonFinite, Reconstructions, TokenWriter
 from gq_lightning.callbacks.order import needed
-from gq_lightning.callbacks.watching.dashboard import Charts, charts_of_tokenizers, compared
+from gq_lightning.callbacks.watching.dashboard import Charts, charts_of_tokenizers
 from gq_lightning.cli.options import OF_TOKENIZERS
 from gq_lightning.cli.runs import RunCommandLine, call
 from gq_lightning.cli.starting import load_start, with_start
 from gq_lightning.data import ImageDataModule, Size, shortened, spelled
 from gq_lightning.errors import UserError
+from gq_lightning.evaluation.report import compared
 from gq_lightning.evaluation.summary import Format, render, summarize
 from gq_lightning.training.module import TokenizerTraining, Trained
 from gq_lightning.training.starting import start_from

@@ -21,7 +21,6 @@ from gq_lightning.quantizers.codebook import Generator, Order, fingerprint, fing
 from gq_lightning.quantizers.exact import exact_posterior
 from gq_lightning.quantizers.search import best_codewords, k_best_codewords
 from gq_lightning.quantizers.tdc import TargetDivergence, Variant
-from gq_lightning.theory import kl_bits
 
 BITS_PER_CHANNEL = 2
 
@@ -214,3 +213,11 @@ class GaussianQuantizer(PosteriorQuantizer):
 
     def extra_repr(self) -> str:
         return f"{self.recipe}, {self.tokens_per_position} tokens per position, {self.layout}, prior_weight={self.prior_weight:g}"
+
+
+def kl_bits(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) of each element, in bits, the bits-back cost; half precision is computed in float32."""
+    dtype = torch.promote_types(torch.promote_types(mean.dtype, log_variance.dtype), torch.float32)
+    mean, log_variance = mean.to(dtype), log_variance.to(dtype)
+    # expm1: near N(0, 1) the terms of sigma^2 - 1 - log sigma^2 cancel
+    return (mean.square() + (torch.expm1(log_variance) - log_variance)) / (2 * math.log(2))

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from gq_lightning.metrics import GAUSSIAN, numbers
+from gq_lightning.evaluation.report import validation_charts
 
 # title of a section -> title of a chart -> regular expressions for the scalars that it shows
 Charts = Mapping[str, Mapping[str, Iterable[str]]]
@@ -60,20 +60,13 @@ def log_for_charts(trainer: Trainer, values: Mapping[str, float], step: int) -> 
                 logger.experiment.add_scalar(f"{EXTRA}/{name}", value, step)
 
 
-def compared() -> list[str]:
-    """Names of the numbers with a better direction, by which tokenizers compare."""
-    return [name for name, number in numbers().items() if number.better]
-
-
 def charts_of_tokenizers() -> Charts:
     return {
         "Target divergence": {
             "bits per token": [r"^bits/(min|mean|max)$", rf"^{EXTRA}/target_(low|high)$"],
             "multipliers, log10": [rf"^{EXTRA}/log10_lambda_(min|mean|max)$"],
         },
-        "Validation: tokens and Gaussian VAE": {
-            numbers()[name].heading: [rf"^val/({GAUSSIAN})?{name}$"] for name in compared() if GAUSSIAN + name in numbers()
-        },
+        "Validation: tokens and Gaussian VAE": validation_charts(),
         "Training": {"loss": [r"^loss$", r"^loss/"], "images per second": [r"^images_per_second$"]},
     }
 

@@ -78,7 +78,7 @@ def _of_a_tokenizer(
     from gq_lightning.data import ImageFolder
     from gq_lightning.data.sets import Whole
     from gq_lightning.evaluation.evaluate import evaluate, whole_protocol, write_metrics
-    from gq_lightning.metrics.report import metrics_table
+    from gq_lightning.evaluation.report import metrics_table
     from gq_lightning.tokens.codec import check_size
 
     loaded = load_tokenizer(tokenizer, device, threads)
@@ -102,20 +102,15 @@ def _of_a_tokenizer(
 
 def _of_pictures(generated: Path, reference: Path, out: Path, device: str, threads: int | None, options: dict[str, int]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from gq_lightning.cli.loading import choose_device
     from gq_lightning.evaluation.evaluate import write_metrics
-    from gq_lightning.evaluation.generated import evaluate_generated
-    from gq_lightning.metrics.generation import NUMBERS
+    from gq_lightning.evaluation.generated import evaluate_generated, generation_table
 
     values, protocol, pictures = evaluate_generated(generated, reference, choose_device(device, threads), **options)
     write_metrics(out, values, protocol, pictures)
-    table = Table("metric", "value", title=f"{printable(generated)} against {printable(reference)}", title_justify="left")
-    for number in NUMBERS:
-        table.add_row(number.heading, number.show(values[number.name]) if number.name in values else "-")
     for name, reason in protocol["left_out"].items():
         print(f"left out {name}: {reason}", file=sys.stderr)
     console = Console(soft_wrap=True, markup=False, emoji=False)
-    console.print(table)
+    console.print(generation_table(values, f"{printable(generated)} against {printable(reference)}"))
     console.print(printable(out))
