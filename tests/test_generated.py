@@ -263,4 +263,4 @@ def test_an_official_file_is_checked_by_the_digits_in_its_name(tmp_path: Path, m
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "net-12345678.pth")
     monkeypatch.setattr(sources, "URLS", {"inception": (tmp_path / "net-12345678.pth").as_uri()})
     with pytest.raises(sources.SourceError, match="its SHA-256 does not begin with 12345678"):
-        sources.official("inception", progress=False)
+        sources.official("inception")

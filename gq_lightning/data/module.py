@@ -100,11 +100,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         sampler = InTurn(self._evaluation, count, rank()) if count > 1 else None
         return self._loader(self._evaluation, self.evaluation_batch_size, sampler=sampler)
 
-    def test_dataloader(self) -> Loader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> Loader:
-        return self.val_dataloader()
+    test_dataloader = predict_dataloader = val_dataloader
 
     def _order(self) -> Shuffled:
         return Shuffled(self._training, ranks(), rank(), self.seed)

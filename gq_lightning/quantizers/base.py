@@ -193,6 +193,13 @@ def has_values(tensor: Tensor) -> bool:
     return not (tensor.is_meta or torch.compiler.is_exporting())
 
 
+def checked(features: Tensor, channels: int) -> Tensor:
+    """Features (..., channels) in float32, whatever the encoder's precision. Raises UserError if the last axis has another length."""
+    if features.ndim == 0 or features.shape[-1] != channels:
+        raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {channels} channels")
+    return features.float()
+
+
 def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -> Tensor:
     """Tokens (..., tokens_per_position) of any integer type, as int64.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Posterior, PosteriorQuantizer, Quantized, check_tokens, tokens_of_rate
+from gq_lightning.quantizers.base import Posterior, PosteriorQuantizer, Quantized, check_tokens, checked, tokens_of_rate
 from gq_lightning.quantizers.codebook import Generator, Order, fingerprint, fingerprint_of_float64_points, gaussian_codebook, ordered
 from gq_lightning.quantizers.exact import exact_posterior
 from gq_lightning.quantizers.search import best_codewords, k_best_codewords
@@ -166,12 +166,10 @@ class GaussianQuantizer(PosteriorQuantizer):
 
     def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, (..., latent_channels) each, in float32 whatever the encoder's precision."""
-        if features.shape[-1] != self.encoder_channels:
-            raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
         if self.vae is not None:
             posterior = self.vae.posterior(features)
             return posterior.mean, posterior.log_variance
-        mean, log_variance = features.float().chunk(2, dim=-1)
+        mean, log_variance = checked(features, self.encoder_channels).chunk(2, dim=-1)
         if self.tdc is None:
             groups = exact_posterior(self.group(mean), self.group(log_variance), self.target_bits * math.log(2))
             return self.ungroup(groups[0]), self.ungroup(groups[1])

@@ -12,7 +12,49 @@ from torch import Tensor
 
 from gq_lightning.distributed import is_distributed, mean_over_ranks
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import has_values
+from gq_lightning.quantizers.base import PenaltyReduction, Quantizer, check_reduction, check_tokens, checked, has_values
+
+
+class SignQuantizer(Quantizer):
+    """Tokens of sign bits, one for each channel; latents are the signs times `scale`. The subclass has the relaxation and its penalty."""
+
+    training_arguments = frozenset({"entropy_weight", "commitment", "diversity_gamma", "temperature", "penalty_reduction"})
+    scale = 1.0
+
+    def __init__(
+        self,
+        bits_per_position: int,
+        codebook_size: int,
+        entropy_weight: float,
+        commitment: float,
+        diversity_gamma: float,
+        temperature: float,
+        penalty_reduction: PenaltyReduction,
+    ) -> None:
+        super().__init__()
+        self.tokens_per_position = tokens_of(bits_per_position, codebook_size)
+        if not min(entropy_weight, commitment, diversity_gamma) >= 0 or not temperature > 0:
+            given = f"{entropy_weight}, {commitment}, {diversity_gamma} and {temperature}"
+            raise UserError(f"entropy_weight, commitment and diversity_gamma must be >= 0 and temperature > 0, not {given}")
+        self.encoder_channels = self.latent_channels = self.bits_per_position = int(bits_per_position)
+        self.codebook_size = codebook_size
+        self.entropy_weight, self.commitment = float(entropy_weight), float(commitment)
+        self.diversity_gamma, self.temperature = float(diversity_gamma), float(temperature)
+        self.penalty_reduction = check_reduction(penalty_reduction)
+
+    @torch.no_grad()
+    def tokenize(self, features: Tensor) -> Tensor:
+        return pack(checked(features, self.encoder_channels), self.tokens_per_position)
+
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        return self.scale * unpack(tokens, self.latent_channels // self.tokens_per_position)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.bits_per_position} signs, {self.tokens_per_position} tokens per position, entropy_weight={self.entropy_weight:g},"
+            f" commitment={self.commitment:g}, diversity_gamma={self.diversity_gamma:g}, temperature={self.temperature:g}"
+        )
 
 
 def tokens_of(bits_per_position: int, codebook_size: int) -> int:
@@ -32,17 +74,6 @@ def tokens_of(bits_per_position: int, codebook_size: int) -> int:
             f" {codebook_size}): use {count * bits} bits or a codebook of 2^b whose b divides {bits_per_position:g}"
         )
     return int(bits_per_position) // bits
-
-
-def checked(features: Tensor, channels: int) -> Tensor:
-    """Features (..., channels) in float32, whatever the encoder's precision.
-
-    Raises:
-        UserError: the last axis has another length.
-    """
-    if features.ndim == 0 or features.shape[-1] != channels:
-        raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {channels} channels")
-    return features.float()
 
 
 def signs(values: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def run(
             the grid
         size: for --fit resize, in pixels, a number or [height,width]
         deterministic: tokens independent of batching, to the bit
-        tile: encode large pictures in overlapping tiles of this side, in pixels, to bound memory
+        tile: encode large pictures in overlapping tiles of this side, in pixels, to bound memory; a ViT has tiles of its own size
         skip_broken: name and count pictures that cannot be decoded instead of stopping
         bits: keep this many bits of each token; needs a codebook ordered as a tree (convert --order tree)
         refine: number of passes that choose tokens by decoding them; slow

@@ -20,13 +20,8 @@ GROUP = 32
 PAIRS_PER_BLOCK = 4096
 
 
-def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
-    """mean, precision: (N, m) float64; codebook (K, m). Returns (N,) int64."""
-    return best(mean, precision, codebook, prior_weight, 1)[:, 0]
-
-
 def best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float, k: int) -> Tensor:
-    """The k best, k at most K: (N, k) int64."""
+    """The k best, k at most K: (N, k) int64. mean, precision: (N, m) float64; codebook (K, m)."""
     keys, largest = prepared(codebook, _keys)
     query, slack = scaled_query(mean, precision, largest, prior_weight, keys.dtype)
     tokens = []
