@@ -135,14 +135,8 @@ def spelled(size: Size) -> str:
 def check_cost(network: str, blocks: int, weights: float, **sizes: float) -> None:
     """Refuses a network that is too large. Constructors call this first, because the sizes come from a config or a saved file.
 
-    Args:
-        network: name of the network, for messages.
-        blocks: number of its blocks.
-        weights: approximate number of its weights.
-        sizes: arguments that must be positive and finite.
-
-    Raises:
-        UserError: a size is not positive, there are more than 1 000 blocks, or this machine's memory cannot hold the weights in float32.
+    Raises UserError if one of `sizes` is not positive and finite, there are more than 1 000 blocks, or this machine's memory cannot hold
+    the approximate number of weights in float32.
     """
     for name, size in sizes.items():
         if not 0 < size < math.inf:

@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from gq_lightning.data import ImageDataModule
+from gq_lightning.data.pictures.reading import save_picture
 from gq_lightning.errors import UserError
-from gq_lightning.evaluation.evaluate import draw, evaluate, save_picture, some_images, write_metrics
+from gq_lightning.evaluation.evaluate import draw, evaluate, some_images, write_metrics
 from gq_lightning.evaluation.report import compared, metrics_table
 from gq_lightning.files import RunFolder
 from gq_lightning.training.module import TokenizerTraining, last_step

@@ -242,11 +242,7 @@ def refused(error: BaseException) -> UserError:
 
 
 def call(command_line: Callable[[list[str]], object], args: list[str], name: str) -> None:
-    """Runs a command; `name` is its name in messages.
-
-    Raises:
-        UserError: the arguments do not fit the parser or one another.
-    """
+    """Runs a command; `name` is its name in messages. Raises UserError if the arguments do not fit the parser or one another."""
     # an advertisement, and advice about workers that pictures in memory do not need
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -10,11 +10,8 @@ OPTION = "--init_from"
 
 
 def with_start(args: list[str]) -> list[str]:
-    """A command line in which each --init_from is preceded by the config of its tokenizer.
-
-    Raises:
-        UserError: there is no such tokenizer.
-    """
+    """A command line in which each --init_from is preceded by the config of its tokenizer. Raises UserError if there is no such
+    tokenizer."""
     found = list(args)
     for place in reversed(range(len(args))):
         option, equals, value = args[place].partition("=")

@@ -1,7 +1,6 @@
 """Evaluation for the end of fit and the command line: measure the decoded tokens, write the metrics, draw reconstructions."""
 
 import contextlib
-import io
 import json
 import os
 import platform
@@ -130,10 +129,3 @@ def some_images(dataset: PictureSet, count: int) -> Tensor:
     if not found:
         raise UserError("the evaluation set has no readable image: repair its pictures, or give another")
     return torch.stack(found)
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG atomically."""
-    encoded = io.BytesIO()
-    picture.save(encoded, format="PNG")
-    write_whole(path, encoded.getvalue())

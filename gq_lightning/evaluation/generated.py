@@ -52,12 +52,9 @@ class Pictures(ImageDataModule):
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures to measure.
+    """Pictures to measure: `count` squares of `size` pixels at `name`.
 
     Attributes:
-        name: path, for messages.
-        size: side of the square pictures.
-        count: number of pictures.
         batches: makes batches (B, 3, size, size) on the scale 0..255.
         told: description for JSON, without machine paths; complete when all batches have been read.
     """

@@ -50,11 +50,8 @@ class RunFolder:
     def claimed(self, go_on: bool, overwrite: bool) -> Iterator[None]:
         """Locks the folder for a fit. Two fits in one folder would mix their checkpoints and curves.
 
-        Rank 0 holds the lock for all ranks. The kernel releases it when the process ends for any reason.
-
-        Args:
-            go_on: resume an existing run.
-            overwrite: if not resuming, accept an existing run; `clear` removes it once the new one can start.
+        Rank 0 holds the lock for all ranks. The kernel releases it when the process ends for any reason. An existing run is accepted if the
+        fit goes on from it or overwrites it, for which `clear` removes it once the new one can start.
 
         Raises:
             UserError: another process holds the lock, a run exists that is neither resumed nor overwritten, or the folder is not writable.

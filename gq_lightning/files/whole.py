@@ -113,14 +113,8 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 
 def lock(file: IO) -> bool:
-    """Locks a file for this process until it is closed or the process ends.
-
-    Returns:
-        True if it is locked; False if another process holds the lock, or has removed or renamed the file.
-
-    Raises:
-        OSError: the system or the file system has no locks.
-    """
+    """Locks a file for this process until it is closed or the process ends. False if another process holds the lock, or has removed or
+    renamed the file. Raises OSError if the system or the file system has no locks."""
     if fcntl is None:
         raise OSError("no locks on this system")
     try:

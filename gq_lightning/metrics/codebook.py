@@ -15,11 +15,7 @@ LARGEST_HISTOGRAM = 2**22
 
 
 class CodebookUsage(Metric):
-    """Usage and perplexity from one histogram of all tokens.
-
-    Raises:
-        UserError: a token is not in [0, codebook_size).
-    """
+    """Usage and perplexity from one histogram of all tokens. Raises UserError if a token is not in [0, codebook_size)."""
 
     numbers = (
         Number("codebook_usage", "codebook usage", ".2%", "higher"),

@@ -13,11 +13,7 @@ from gq_lightning.weights import inception
 
 
 class RFID(Metric):
-    """rFID of at least two images on the scale 0..255.
-
-    Raises:
-        UserError: Inception's weights are missing and cannot be fetched.
-    """
+    """rFID of at least two images on the scale 0..255. Raises UserError if Inception's weights are missing and cannot be fetched."""
 
     numbers = (Number("rfid", "rFID", ".3f", "lower", logarithmic=True),)
     of_images = True

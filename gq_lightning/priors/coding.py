@@ -25,11 +25,8 @@ Corner = tuple[int, int]
 
 
 class PriorCoder:
-    """Codes grids of tokens with a prior, without a class. See `token_file.Prior`.
-
-    Raises:
-        UserError: the prior's vocabulary is too large.
-    """
+    """Codes grids of tokens with a prior, without a class. See `token_file.Prior`. Raises UserError if the prior's vocabulary is too
+    large."""
 
     def __init__(self, prior: Prior) -> None:
         if 2 * prior.spelling.base > MOST_POINTS:

@@ -14,11 +14,8 @@ PREFIX = "tokenizer."
 
 
 def load_checkpoint(path: Path) -> ImageTokenizer:
-    """The tokenizer of a checkpoint, or of the last checkpoint in a run's folder.
-
-    Raises:
-        UserError: there is no checkpoint, or this package did not write it.
-    """
+    """The tokenizer of a checkpoint, or of the last checkpoint in a run's folder. Raises UserError if there is no checkpoint, or this
+    package did not write it."""
     if path.is_dir():
         run = RunFolder(path)
         existing = [candidate for candidate in (run.last, *sorted(run.checkpoints.glob("*.ckpt"))) if candidate.is_file()]

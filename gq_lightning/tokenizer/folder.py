@@ -41,16 +41,8 @@ def write_folder(
 ) -> None:
     """Writes or overwrites the folder. If the process is killed, either the old or the new content is there, complete.
 
-    config.json decides which, since it names the hash of its weights. Until it is in place, the new weights have a temporary name.
-
-    Args:
-        folder: created if missing.
-        description: of the tokenizer or prior.
-        state: its state_dict.
-        facts: further entries of config.json, see `check_facts`.
-
-    Raises:
-        UserError: the folder cannot be written.
+    config.json decides which, since it names the hash of its weights. Until it is in place, the new weights have a temporary name. Besides
+    the description it has `facts`, see `check_facts`. Raises UserError if the folder cannot be written.
     """
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -91,11 +83,8 @@ def _beside(digest: str) -> str:
 
 
 def read_folder(folder: str | Path, kind: Kind = "tokenizer") -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-    """The description, the verified state_dict and the whole config.json of a folder.
-
-    Raises:
-        UserError: a file is missing, damaged, or in another format.
-    """
+    """The description, the verified state_dict and the whole config.json of a folder. Raises UserError if a file is missing, damaged, or in
+    another format."""
     folder = Path(folder)
     config = _read_config(folder, kind)
     expected, actual = config["weights"]["sha256"], ""

@@ -198,11 +198,8 @@ class ImageTokenizer(Pretrained):
 
 
 def check_images(images: Tensor) -> tuple[float, float]:
-    """The smallest and the largest value of images.
-
-    Raises:
-        UserError: they are not floating point (B, 3, H, W), or have a value outside [-1, 1] by more than rounding, or NaN.
-    """
+    """The smallest and the largest value of images. Raises UserError if they are not floating point (B, 3, H, W), or have a value outside
+    [-1, 1] by more than rounding, or NaN."""
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in FLOATS:
         raise UserError(f"images must be floating point (B, 3, H, W) in [-1, 1], not {images.dtype} {tuple(images.shape)}")
     if not has_values(images) or not images.numel():

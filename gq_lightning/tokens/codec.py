@@ -4,7 +4,6 @@ picture --fit_picture--> (3, H, W) --tokenizer.encode--> TokenFile --write_token
 NAME.tokens --read_tokens--> TokenFile --tokenizer.decode, crop--> picture
 """
 
-import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,13 +24,13 @@ from gq_lightning.data.pictures.reading import (
     extended,
     load_picture,
     resize_shorter,
+    save_picture,
     scale_pixels,
     to_picture,
     to_pixels,
     to_tensor,
 )
 from gq_lightning.errors import UserError, printable
-from gq_lightning.files import write_whole
 from gq_lightning.tokens.token_file import SUFFIX, SUFFIXES, Prior, TokenFile, read_tokens, write_tokens
 
 __all__ = ["SUFFIX", "Fit", "TokenFile", "Tokenizer", "decode_pictures", "encode_pictures", "fit_picture", "read_tokens", "write_tokens"]
@@ -204,9 +203,7 @@ def decode_pictures(
         cut_short = token_file.fingerprint == fingerprint and token_file.codebook_size < tokenizer.codebook_size
         decoder = tokenizer.coarser(token_file.codebook_size.bit_length() - 1) if cut_short else tokenizer
         image = decoder.decode(token_file.tokens[None], tile=tile)[0].float().cpu()
-        buffer = io.BytesIO()
-        to_picture(image[:, : token_file.height, : token_file.width]).save(buffer, format="PNG")
-        write_whole(target, buffer.getvalue())
+        save_picture(to_picture(image[:, : token_file.height, : token_file.width]), target)
         written.append(target)
         said = f"{target}: {token_file.height}x{token_file.width} from {token_file.tokens.numel()} tokens ({token_file.fit})"
         console.print(printable(said))

@@ -198,14 +198,8 @@ def map_shard(path: Path, pictures: int, record: np.dtype) -> np.ndarray:
 
 
 class Told(NamedTuple):
-    """What a shard's JSON file says.
-
-    Attributes:
-        plan: fingerprint of the pictures and options.
-        sha256: of the shard's array.
-        names: of its pictures.
-        left_out: broken pictures by name, with the reason.
-    """
+    """What a shard's JSON file says: the fingerprint of pictures and options, the SHA-256 of the array, the pictures, and the broken ones
+    with the reason."""
 
     plan: str
     sha256: str

@@ -5,7 +5,7 @@ Training decodes the quantizer's relaxation. Validation, test and prediction use
 
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -152,7 +152,9 @@ class TokenizerTraining(LightningModule):
             total, parts = total + term, parts | more
         self.step_complete = complete = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
         generator, *discriminator = zip(self._optimizers(), self._schedulers(), strict=True)
-        with nullcontext() if complete else self._without_synchronisation():
+        # the gradients of an incomplete step need no reduction
+        unsynchronised = nullcontext if complete else getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        with unsynchronised():
             self.manual_backward(total / self.accumulate)
         norms = [take_step(*generator, self.gradient_clip, counted=True)] if complete else []
         if adversary is not None and adversary.learns(step):
@@ -212,11 +214,6 @@ class TokenizerTraining(LightningModule):
     def _schedulers(self) -> Iterable[Any]:
         schedulers: Any = self.lr_schedulers()
         return schedulers if isinstance(schedulers, list) else [schedulers]
-
-    def _without_synchronisation(self) -> AbstractContextManager[None]:
-        # the gradients of an incomplete step need no reduction
-        block = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
-        return block()
 
     def configure_optimizers(self) -> Any:
         steps = planned_steps(self.trainer, self.accumulate) if self.schedule == "cosine" else math.inf

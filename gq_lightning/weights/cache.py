@@ -42,14 +42,11 @@ def checksum(name: str) -> str:
 
 
 def load(name: str, download: bool | None = None) -> dict[str, Tensor]:
-    """The verified tensors of `name`, float32 on the CPU.
+    """The verified tensors of `name`, float32 on the CPU, with torchvision's names (``features.0.weight``), or torch-fidelity's, without
+    ``fc``.
 
-    Args:
-        name: a key of `WEIGHTS`. Tensors have torchvision's names (``features.0.weight``), or torch-fidelity's, without ``fc``.
-        download: fetch the file if it is missing or damaged; by default yes, unless ``GQ_LIGHTNING_OFFLINE=1`` is set.
-
-    Raises:
-        UserError: the name is unknown, or the file is missing or damaged and cannot be fetched.
+    They are fetched if missing or damaged, unless `download` is False, or ``GQ_LIGHTNING_OFFLINE=1`` is set and it is None. Raises
+    UserError if the name is unknown, or they cannot be fetched.
     """
     path = _path(name)
     tensors = _read(path, checksum(name))
@@ -62,11 +59,8 @@ def load(name: str, download: bool | None = None) -> dict[str, Tensor]:
 
 
 def fetch(name: str) -> Path:
-    """The path of the verified file of `name`, fetched first if it is missing or damaged. Safe for concurrent processes.
-
-    Raises:
-        UserError: the download failed, or its content is not the pinned one.
-    """
+    """The path of the verified file of `name`, fetched first if it is missing or damaged. Safe for concurrent processes. Raises UserError
+    if the download failed, or its content is not the pinned one."""
     path = _path(name)
     if _read(path, checksum(name)) is None:
         _fetch(name)
@@ -103,11 +97,8 @@ def _fetch(name: str) -> dict[str, Tensor]:
 
 
 def store(name: str, tensors: Mapping[str, Tensor]) -> Path:
-    """Writes the tensors of weights `name`, from any source, and returns the path.
-
-    Raises:
-        UserError: the tensors are not the pinned ones, or the file cannot be written.
-    """
+    """Writes the tensors of weights `name`, from any source, and returns the path. Raises UserError if the tensors are not the pinned ones,
+    or the file cannot be written."""
     path = _path(name)
     if content_sha256(tensors) != checksum(name):
         raise _missing(path, "could not be fetched: the content found is not the pinned one")

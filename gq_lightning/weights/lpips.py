@@ -38,14 +38,8 @@ class LPIPS(nn.Module):
         _network(network, torch.device("cpu"))  # report missing weights now, not at the first step
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Distances (B,), 0 for equal images; gradients flow to what requires them.
-
-        Args:
-            images, targets: (B, 3, H, W) in [-1, 1].
-
-        Raises:
-            UserError: the images are too small for the network.
-        """
+        """Distances (B,) of images (B, 3, H, W) in [-1, 1], 0 for equal ones; gradients flow to what requires them. Raises UserError if
+        they are too small for the network."""
         side, smallest = min(images.shape[-2:]), SMALLEST_SIDE[self.network]
         if side < smallest:
             raise UserError(f"images of {side} pixels: LPIPS ({self.network}) needs {smallest} or more; use larger images or turn it off")

@@ -42,10 +42,9 @@ class Dashboard(Callback):
                 logger.log_hyperparams(self.settings)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.file_writer.add_summary(self._row()[2])
-                logger.save()
+        for logger in tensor_boards(trainer):
+            logger.experiment.file_writer.add_summary(self._row()[2])
+            logger.save()
 
     def _row(self) -> tuple[Any, Any, Any]:
         """Summaries of the table's columns, and of the run's start and end."""
@@ -54,10 +53,14 @@ class Dashboard(Callback):
 
 def log_for_charts(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
     """Logs scalars for the charts to TensorBoard. Other loggers have the values that they are computed from."""
-    for logger in trainer.loggers if trainer.is_global_zero else ():
-        if isinstance(logger, TensorBoardLogger):
-            for name, value in values.items():
-                logger.experiment.add_scalar(f"{EXTRA}/{name}", value, step)
+    for logger in tensor_boards(trainer):
+        for name, value in values.items():
+            logger.experiment.add_scalar(f"{EXTRA}/{name}", value, step)
+
+
+def tensor_boards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """The loggers to TensorBoard, on the first rank."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)] if trainer.is_global_zero else []
 
 
 def charts_of_tokenizers() -> Charts:

@@ -34,7 +34,6 @@ def run(
 
     Args:
         images: pictures or folders of them
-        tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         out: folder of the token files
         fit: pad: keep the size, pad to the grid, cut back on decoding; resize: to cover --size, and centre crop; crop: centre crop to
             the grid
@@ -47,8 +46,6 @@ def run(
         refine_lpips: in --refine, minimise the squared error plus this many times LPIPS
         prior: code the tokens with the probabilities of this prior where that is smaller, a folder or owner/repository on the hub; decode
             needs it too
-        device: torch device; auto is a GPU if there is one
-        threads: CPU threads
     """
     from gq_lightning.cli.loading import load_coder, load_tokenizer
     from gq_lightning.tokens.codec import encode_pictures

@@ -29,7 +29,6 @@ def run(
     """Measure a tokenizer on a folder of images, each resized and centre-cropped to --size or whole, or generated pictures.
 
     Args:
-        tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         data: folder of images, searched recursively
         generated: folder of generated pictures, or an .npz file of them; measures gFID, sFID, Inception score, precision and recall
         reference: of --generated: folder of pictures, or an .npz file of pictures or statistics in ADM's format
@@ -42,8 +41,6 @@ def run(
         rfid: measure rFID too
         gaussian: measure the Gaussian VAE too, by images decoded from the posterior mean; without, about half the time
         skip_broken: name and count pictures that cannot be decoded instead of stopping
-        device: torch device; auto is a GPU if there is one
-        threads: CPU threads
     """
     given = [
         name for name, value in (("tokenizer", tokenizer), ("data", data), ("generated", generated), ("reference", reference)) if value

@@ -81,17 +81,10 @@ torch.library.register_fake("gq_lightning::best_codewords", lambda mean, *_: mea
 
 @torch.no_grad()
 def k_best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, k: int, prior_weight: float = 1.0) -> Tensor:
-    """The indices of the k highest scores for each posterior, best first, starting with that of `best_codewords`; ties in index order.
+    """The indices (N, k) int64 of the k highest scores for each posterior, best first, starting with that of `best_codewords`; ties in
+    index order.
 
-    Args:
-        mean, variance, codebook, prior_weight: as in `best_codewords`.
-        k: codewords to find, 1 to K.
-
-    Returns:
-        (N, k) int64.
-
-    Raises:
-        UserError: as `best_codewords`, or there are fewer than k codewords.
+    Arguments and errors are those of `best_codewords`, and k, from 1 to K.
     """
     _check(mean, variance, codebook, prior_weight)
     if not 1 <= k <= len(codebook):

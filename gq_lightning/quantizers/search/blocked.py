@@ -39,15 +39,9 @@ def best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float,
 
 
 def scaled_query(mean: Tensor, precision: Tensor, largest: Tensor, prior_weight: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """One side of the product, (N, 2m), scaled to a largest element of 1 (which changes no maximum), and a bound on rounding errors.
-
-    Args:
-        largest: (2m,) float64, largest magnitude of each column of the other side.
-
-    Returns:
-        The query in `dtype`, and (N,) float64: a bound on the error of a product of it, conversion included, for any order of
-        summation (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
-    """
+    """One side of the product, (N, 2m) in `dtype`, scaled to a largest element of 1 (which changes no maximum); and (N,) float64, a bound
+    on the error of a product of it, conversion included, for any order of summation (Higham, Accuracy and Stability of Numerical
+    Algorithms, section 3.1). `largest` (2m,) float64 has the largest magnitude of each column of the other side."""
     query = torch.cat([mean * precision, (prior_weight - precision) / 2], dim=1)
     query = query / query.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     roundings = query.shape[1] + 4

@@ -5,15 +5,8 @@ from torch import Tensor
 
 
 def scores(mean: Tensor, precision: Tensor, codewords: Tensor, prior_weight: float) -> Tensor:
-    """sum over m of prior_weight c^2 - (c - mean)^2 / variance: twice the score, without its constant (see the package).
-
-    Args:
-        mean, precision: float64, (..., m); precision is 1 / variance.
-        codewords: float64, (..., m), broadcastable to them.
-
-    Returns:
-        (...) float64.
-    """
+    """sum over m of prior_weight c^2 - (c - mean)^2 / variance: twice the score, without its constant (see the package). All are float64,
+    (..., m) and broadcastable; precision is 1 / variance."""
     return (prior_weight * codewords.square() - (codewords - mean).square() * precision).sum(-1)
 
 
