@@ -5,7 +5,6 @@ tests/test_lightning_internals.py lists what is used here and names what an inst
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -38,15 +37,10 @@ class OwnOptions(LightningCLI):
     """LightningCLI that takes options from the user only. Lightning would also read `hyper_parameters` from the --ckpt_path file, which
     could set a learning rate or name a class to import."""
 
-    @cached_property
-    def links(self) -> dict[str, str | Sequence[str]]:
-        """Options that are computed from others, with these; filled while the parser is made."""
-        return {}
-
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Lightning's parser, which records `links`."""
+        """Lightning's parser, which records in `links` the options that are computed from others, with these."""
         parser = super().init_parser(**kwargs)
-        link = parser.link_arguments
+        link, self.links = parser.link_arguments, dict[str, str | Sequence[str]]()
 
         def recorded(source: str | tuple[str, ...], target: str, **settings: Any) -> None:
             self.links[target] = source

@@ -25,13 +25,10 @@ POOLED, SPATIAL = 2048, 2023  # lengths of the means
 
 
 class Archive:
-    """An .npz file in ADM's format.
+    """An .npz file in ADM's format. Raises UserError if the file cannot be read, or has neither pictures nor statistics.
 
     Attributes:
         shape: N, H and W of its pictures; None if it has none.
-
-    Raises:
-        UserError: the file cannot be read, or has neither pictures nor statistics.
     """
 
     def __init__(self, path: Path) -> None:

@@ -69,15 +69,13 @@ class Source:
 def evaluate_generated(
     generated: Path, reference: Path, device: torch.device, **options: Any
 ) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
-    """The metrics, their protocol, and a description of the pictures.
+    """The metrics, their protocol, and a description of the pictures. Raises UserError if there are fewer than two pictures, sizes differ,
+    or a file is broken.
 
     Args:
         generated: folder of square pictures of one size, or an .npz file of them.
         reference: the same, or an .npz file with statistics. The pictures of a folder are resized and cropped to the generated ones.
         options: batch_size, workers and skip_broken of the data modules.
-
-    Raises:
-        UserError: there are fewer than two pictures, sizes differ, or a file is broken.
     """
     ours = _source(generated, None, **options)
     archive = Archive(reference) if reference.suffix == ".npz" else None

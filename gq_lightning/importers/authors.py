@@ -74,7 +74,8 @@ RENAMINGS: dict[Architecture, tuple[tuple[str, str], ...]] = {
 def import_checkpoint(
     path: str | Path, architecture: Architecture, bits_per_position: int, codebook_size: int = 65536, config: str | Path | None = None
 ) -> ImageTokenizer:
-    """The tokenizer of a checkpoint of the authors' code, in eval mode and frozen.
+    """The tokenizer of a checkpoint of the authors' code, in eval mode and frozen. Raises UserError if the file cannot be read safely, has
+    another architecture or other sizes, or a tensor does not fit.
 
     Args:
         path: Lightning file with a `state_dict`. No code from it is run.
@@ -83,9 +84,6 @@ def import_checkpoint(
         codebook_size: likewise.
         config: YAML with `model.backbone.{class_path,init_args}`, for sizes other than the paper's. The widths of features and latents,
             and a ViT's image size, are derived from the weights.
-
-    Raises:
-        UserError: the file cannot be read safely, has another architecture or other sizes, or a tensor does not fit.
     """
     tensors = read_tensors(path)
     backbone = _empty_backbone(tensors, architecture, path, config)

@@ -37,16 +37,14 @@ def numbers() -> dict[str, Number]:
 class ReconstructionMetrics(nn.Module):
     """The metrics that apply to a quantizer: call `update` for each batch, then `compute`.
 
-    It adds nothing to a state_dict and shares its networks within the process, so a LightningModule may hold this object.
+    It adds nothing to a state_dict and shares its networks within the process, so a LightningModule may hold this object. Raises UserError
+    if weights are missing and cannot be fetched.
 
     Args:
         quantizer: of the tokens.
         costly: compute the costly metrics (rFID) of the images decoded from tokens.
         gaussian_costly: with `costly`, compute them for the Gaussian images too.
         gaussian: measure the images decoded from the Gaussian posterior, if there is one.
-
-    Raises:
-        UserError: weights are missing and cannot be fetched.
     """
 
     def __init__(self, quantizer: Quantizer, costly: bool = True, gaussian_costly: bool = True, gaussian: bool = True) -> None:

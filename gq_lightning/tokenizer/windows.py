@@ -26,15 +26,13 @@ def starts(length: int, window: int, overlap: int) -> list[int]:
 def see_in_windows(
     function: Callable[[Tensor], Tensor], x: Tensor, scale_in: int, scale_out: int, window: Size | None, tile: int | None
 ) -> Tensor:
-    """`function` applied to `x` (B, C, H, W) at once if it can be, else in windows that overlap by a quarter, which hides the seams.
+    """`function` applied to `x` (B, C, H, W) at once if it can be, else in windows that overlap by a quarter, which hides the seams. Raises
+    UserError if `tile` is not a multiple of the downsampling, or the image is smaller than `window`.
 
     Args:
         scale_in, scale_out: elements of `x` and of the result per position of the token grid; one is 1, the other is the downsampling.
         window: the only size, in pixels, that `function` accepts, or None if it accepts any.
         tile: the largest size, in pixels, to process at once; None sets no limit.
-
-    Raises:
-        UserError: `tile` is not a multiple of the downsampling, or the image is smaller than `window`.
     """
     if x.shape[0] == 0:  # an empty batch still needs the output's shape; `len` would fix the size of an exported batch
         return see_in_windows(function, x.new_zeros(1, *x.shape[1:]), scale_in, scale_out, window, tile)[:0]

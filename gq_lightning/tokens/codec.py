@@ -62,7 +62,7 @@ class Tokenizer(Protocol):
 
 
 def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: Size | None, size: Size | None) -> tuple[Tensor, int, int, str]:
-    """Fits a picture to the tokenizer's grid.
+    """Fits a picture to the tokenizer's grid. Raises UserError if the picture is too small to be cropped.
 
     Args:
         fit: "pad" extends the picture at the right and the bottom by reflection, to a multiple of `downsampling` that is at least
@@ -71,9 +71,6 @@ def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: Size 
 
     Returns:
         image (3, H, W) in [-1, 1]; height and width to restore after decoding; a short description, with sizes as height x width.
-
-    Raises:
-        UserError: the picture is too small to be cropped.
     """
     before = f"{picture.height}x{picture.width}"
     if fit == "resize":
@@ -173,14 +170,12 @@ def decode_pictures(
 ) -> list[Path]:
     """Decodes token files, and folders of token files with their structure, to PNG files in `out`.
 
-    ``a.jpg.tokens`` becomes ``a.png``, or ``a.jpg.png`` if two token files of this call would become ``a.png``.
+    ``a.jpg.tokens`` becomes ``a.png``, or ``a.jpg.png`` if two token files of this call would become ``a.png``. Raises UserError if a token
+    file is damaged or belongs to another tokenizer, or a picture next to its token file would be overwritten.
 
     Args:
         any_tokenizer: accept tokens of another tokenizer; their geometry must still fit.
         prior: for files that were coded with it.
-
-    Raises:
-        UserError: a token file is damaged or belongs to another tokenizer, or a picture next to its token file would be overwritten.
     """
     sources = [(source, Path(source.name) if given == source else source.relative_to(given)) for given, source in _token_files(paths)]
     names = [relative.with_name(_without_suffix(relative.name)) for _, relative in sources]

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gq_lightning.construction import typed
+from gq_lightning.data.order import Place
 from gq_lightning.errors import UserError
 from gq_lightning.files import open_regular, parse_json, write_whole
 
@@ -125,7 +126,9 @@ class TokenSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return int(self._ends[-1]) * self.views
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, place: int | Place) -> tuple[Tensor, int]:
+        """The row with this index; rows are not random, so a place's seed has no effect."""
+        index = place[0] if isinstance(place, tuple) else place
         picture, view = divmod(range(len(self))[index], self.views)
         shard = int(np.searchsorted(self._ends, picture, side="right")) - 1
         row = self._shards[shard][picture - self._ends[shard]]

@@ -110,7 +110,8 @@ def write_token_set(
 ) -> TokenSet:
     """Writes the set, or its missing shards. With torch.distributed, each rank writes its share of the shards.
 
-    Broken pictures are named in a warning and left out.
+    Broken pictures are named in a warning and left out. Raises UserError if no picture can be read, `out` has other tokens, or `out` cannot
+    be written.
 
     Args:
         image_size: of the images in pixels, the side of squares or (height, width).
@@ -120,9 +121,6 @@ def write_token_set(
         batch_size: pictures encoded together.
         workers: processes that read pictures.
         shard_pictures: pictures in a shard, which is the most that a kill loses.
-
-    Raises:
-        UserError: no picture can be read, `out` has other tokens, or `out` cannot be written.
     """
     for name, value in (("batch_size", batch_size), ("shard_pictures", shard_pictures)):
         if value < 1:

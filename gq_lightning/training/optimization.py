@@ -51,16 +51,14 @@ def adamw(
     schedule: Schedule,
     steps: float,
 ) -> OptimizerLRSchedulerConfig:
-    """Optimizer and schedule of the trainable parameters, in Lightning's form.
+    """Optimizer and schedule of the trainable parameters, in Lightning's form. Raises UserError if the schedule is `cosine` and `steps` is
+    infinite.
 
     Args:
         weight_decay: of matrices and kernels; biases, norms and scalars are not decayed.
         warmup_steps: steps over which the learning rate rises linearly.
         schedule: `constant`, or `cosine` down to 1 % at step `steps`.
         steps: length of the training; finite for `cosine`.
-
-    Raises:
-        UserError: the schedule is `cosine` and `steps` is infinite.
     """
     if schedule == "cosine" and not math.isfinite(steps):
         raise UserError("model.schedule: cosine needs a finite training: set trainer.max_steps or trainer.max_epochs")

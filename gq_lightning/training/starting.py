@@ -39,7 +39,8 @@ def model_config(tokenizer: ImageTokenizer) -> dict[str, Any]:
 
 @torch.no_grad()
 def start_from(tokenizer: ImageTokenizer, start: ImageTokenizer, source: str, same_tokens: bool = False) -> list[str]:
-    """Gives a tokenizer the weights of another one.
+    """Gives a tokenizer the weights of another one. Raises UserError if the backbones differ in more than those widths, or, for the same
+    tokens, in anything, or the quantizers do.
 
     Args:
         tokenizer: what is to be trained, changed in place.
@@ -49,9 +50,6 @@ def start_from(tokenizer: ImageTokenizer, start: ImageTokenizer, source: str, sa
 
     Returns:
         names of the weights that `start` does not have in this shape, which are as they were.
-
-    Raises:
-        UserError: the backbones differ in more than those widths, or, for the same tokens, in anything, or the quantizers do.
     """
     if same_tokens:
         parts = (tokenizer.quantizer.identity(), start.quantizer.identity())

@@ -45,16 +45,14 @@ def load_picture(file: str | Path | BinaryIO, name: str | Path | None = None, su
     """The picture as upright 8-bit RGB: EXIF orientation applied, transparency on white, the first frame of an animation.
 
     16-bit grey pictures are scaled (65535 is white), not clipped; for other pictures with 16 bits per channel, Pillow keeps the upper
-    eight. CMYK is converted by Pillow's formula, and embedded colour profiles are ignored.
+    eight. CMYK is converted by Pillow's formula, and embedded colour profiles are ignored. Raises BrokenImage if the file is missing,
+    unreadable, truncated, not a picture, a decompression bomb, or has floating-point pixels.
 
     Args:
         file: a path, or a file at its beginning.
         name: the name in messages; by default the path.
         suffices: lets a JPEG file be decoded at 1/2, 1/4 or 1/8 of its size, if that is no smaller than the size it gives. Takes a
             fraction of the time, but averages pixels unlike `RESAMPLING`; not for evaluation.
-
-    Raises:
-        BrokenImage: the file is missing, unreadable, truncated, not a picture, a decompression bomb, or has floating-point pixels.
     """
     try:
         # Pillow warns about odd metadata and large pictures, both harmless; for decompression bombs it raises

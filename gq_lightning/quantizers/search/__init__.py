@@ -32,7 +32,8 @@ WORTH_COMPILING = 2**26
 def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float = 1.0) -> Tensor:
     """The index of the highest score for each posterior; ties go to the lowest index.
 
-    Tables derived from the codebook are cached while the codebook's tensor lives and does not change.
+    Tables derived from the codebook are cached while the codebook's tensor lives and does not change. Raises UserError if shapes, types or
+    devices do not match, a value is not finite, or a variance is not positive.
 
     Args:
         mean: (N, m), any floating-point type and strides.
@@ -43,9 +44,6 @@ def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weigh
 
     Returns:
         (N,) int64.
-
-    Raises:
-        UserError: shapes, types or devices do not match, a value is not finite, or a variance is not positive.
     """
     _check(mean, variance, codebook, prior_weight)
     if torch.compiler.is_exporting():
