@@ -86,13 +86,8 @@ def write_metrics(path: Path, values: Mapping[str, Any], protocol: Mapping[str, 
 
 
 def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Image.Image:
-    """An image with labelled rows: original, Gaussian (decoded from the posterior mean, if there is one), quantised.
-
-    Args:
-        images: (B, 3, H, W) in [-1, 1], one column each.
-        result: their reconstructions.
-        scale: integer enlargement; None enlarges small images to about 128 pixels.
-    """
+    """An image with labelled rows and a column for each image (B, 3, H, W) in [-1, 1]: original, Gaussian (decoded from the posterior mean,
+    if there is one), quantised. `scale` is an integer enlargement; None enlarges small images to about 128 pixels."""
     rows = [("original", images), ("quantised", result.images)]
     if result.gaussian is not None:
         rows.insert(1, ("Gaussian", result.gaussian))

@@ -79,9 +79,7 @@ def import_checkpoint(
 
     Args:
         path: Lightning file with a `state_dict`. No code from it is run.
-        architecture: of the backbone.
-        bits_per_position: rate at which it was trained, which the weights do not show.
-        codebook_size: likewise.
+        bits_per_position, codebook_size: at which it was trained, which the weights do not show.
         config: YAML with `model.backbone.{class_path,init_args}`, for sizes other than the paper's. The widths of features and latents,
             and a ViT's image size, are derived from the weights.
     """

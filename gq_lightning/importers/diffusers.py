@@ -30,14 +30,11 @@ SHARE, DECIBELS = 0.05, 1.0
 
 
 def load_backbone(name: str | Path) -> DiffusersKL | DiffusersTiny:
-    """A model's networks and weights, for a quantizer of Gaussian posteriors.
+    """The networks and weights of a model, or of the `vae` of a pipeline, in a folder or repository, for a quantizer of Gaussian
+    posteriors.
 
-    Args:
-        name: folder or repository on the hub, of a model or of a pipeline, whose `vae` it is then.
-
-    Raises:
-        UserError: there is none, it is neither AutoencoderKL nor AutoencoderTiny, something in its config is not supported, or its
-            weights, in safetensors, do not fit.
+    Raises UserError if there is none, it is neither AutoencoderKL nor AutoencoderTiny, something in its config is not supported, or its
+    weights, in safetensors, do not fit.
     """
     try:
         import diffusers  # of others: this file shares its name
@@ -63,13 +60,11 @@ def load_backbone(name: str | Path) -> DiffusersKL | DiffusersTiny:
 def convert(
     name: str | Path, images: Tensor, bits_per_position: int, codebook_size: int = 65536, **codebook: Any
 ) -> tuple[ImageTokenizer, dict[str, Any]]:
-    """The tokenizer of a model, frozen, and the report of what its tokens cost.
+    """The tokenizer of a model, see `load_backbone`, frozen, and the report of what its tokens cost.
 
     Args:
-        name: see `load_backbone`.
         images: (B, 3, H, W) in [-1, 1], on which bits are measured.
         bits_per_position: rate; a whole number of tokens, among which the channels are shared equally.
-        codebook_size: of each token.
         codebook: further arguments of GaussianQuantizer.
     """
     backbone = load_backbone(name)

@@ -45,11 +45,8 @@ class Seen:
 
 
 def see(batches: Iterable[Tensor], device: torch.device, cached: bool = False) -> Seen | None:
-    """What Inception sees in images (B, 3, H, W) on the scale 0..255; None for fewer than two images.
-
-    Args:
-        cached: use the cache of features (feature_cache.py), for a reference set.
-    """
+    """What Inception sees in images (B, 3, H, W) on the scale 0..255; None for fewer than two images. `cached` uses the cache of features
+    (feature_cache.py), for a reference set."""
     every, total, products = [], torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for images in batches:
         pooled, spatial = inception.spatial_features(images.to(device), cached)

@@ -39,17 +39,13 @@ def generate(
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda more: None,
 ) -> Iterator[Tensor]:
-    """Draws and decodes pictures, batch by batch.
+    """Draws and decodes pictures, batch by batch: yields images (3, H, W) in [-1, 1], on the CPU.
 
     Args:
         labels: label of each picture, -1 for no class.
         numbers: number of each picture, which together with the seed determines its random numbers. None counts from 0.
         given: (1, k, n) tokens of the first k positions, which every picture keeps.
-        batch_size: pictures drawn together.
         advance: called with the number of pictures just finished.
-
-    Yields:
-        Images (3, H, W) in [-1, 1], on the CPU.
     """
     device = prior.label.weight.device
     known = None if given is None else prior.spelling.split(given)

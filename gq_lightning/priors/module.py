@@ -204,14 +204,11 @@ class Prior(Recorded, nn.Module):
         folder = files.locate(name, kind="prior", **download)
         description, state, recorded = files.read_folder(folder, kind="prior")
         source = str(folder / files.CONFIG)
-        try:
+        with files.weights_must_fit("prior", source):
             with torch.device("meta"):  # so that a forged description cannot allocate more memory than its file has
                 build(cls, description, source).load_state_dict(state, assign=True)
             prior = build(cls, description, source)
             prior.load_state_dict(state)
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise UserError(f"{source}: its weights do not fit the prior it describes: {' '.join(lines[1:2])[:300]}") from error
         if spoiled := [name for name, tensor in prior.state_dict().items() if not bool(tensor.isfinite().all())]:
             raise UserError(f"{source}: {spoiled[0]} has values that are not finite: the training diverged; use another")
         files.check_facts(prior.facts(), recorded, source)

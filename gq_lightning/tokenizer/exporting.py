@@ -44,13 +44,8 @@ class _Half(nn.Module):
 
 @dataclass(frozen=True)
 class Comparison:
-    """The graphs beside the tokenizer.
-
-    Attributes:
-        tokens: how many were compared.
-        ties: those among them that differ, as rounding decides between codewords that fit equally well.
-        difference: the largest of a decoded value.
-    """
+    """The graphs beside the tokenizer: how many `tokens` were compared, how many differ as `ties`, where rounding decides between codewords
+    that fit equally well, and the largest `difference` of a decoded value."""
 
     tokens: int
     ties: int

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import re
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,6 +117,16 @@ def check_facts(facts: dict[str, Any], recorded: dict[str, Any], source: str) ->
                 f"{source}: {fact} {given!r:.80} is recorded, but the description gives {value!r:.80}: the file was changed or is damaged;"
                 " copy it again, or change it in Python and save it"
             )
+
+
+@contextmanager
+def weights_must_fit(kind: Kind, source: str) -> Iterator[None]:
+    """Raises UserError if torch finds, within the block, that weights do not fit a module."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{source}: its weights do not fit the {kind} it describes: {' '.join(lines[1:2])[:300]}") from error
 
 
 def _widened(state: dict[str, Tensor], stored: str | None) -> dict[str, Tensor]:

@@ -111,8 +111,7 @@ def encode_pictures(
 
     Args:
         bits: number of bits of each token to keep, if the tokenizer's codebook is ordered as a tree; None keeps all.
-        refine: number of passes that choose tokens by decoding them.
-        distance: the distance that `refine` minimises; None is the squared error.
+        refine, distance: passes that choose tokens by decoding them, and what they minimise; None is the squared error.
         prior: codes the tokens with its probabilities where that is smaller.
 
     Raises:

@@ -37,14 +37,11 @@ class Header:
     """Description of a token set. Sizes that no set can have raise ValueError.
 
     Attributes:
-        grid: h, w and n of one picture's tokens (h, w, n).
-        codebook_size: tokens are in [0, codebook_size).
-        downsampling: pixels per position along one axis.
+        grid: h, w and n of one picture's tokens (h, w, n), which are in [0, codebook_size).
         tokenizer: fingerprint of the tokenizer that made the tokens.
         classes: names of the classes, indexed by label; empty if the pictures have no classes.
         views: names of the views of each picture; the rows of a picture are its views, in this order.
         preparation: description of resizing and cropping.
-        split: name of this part of the data.
         shards: number of pictures in each shard, and the SHA-256 of its two files.
         left_out: broken pictures by name, with the reason.
     """

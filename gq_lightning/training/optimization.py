@@ -57,8 +57,7 @@ def adamw(
     Args:
         weight_decay: of matrices and kernels; biases, norms and scalars are not decayed.
         warmup_steps: steps over which the learning rate rises linearly.
-        schedule: `constant`, or `cosine` down to 1 % at step `steps`.
-        steps: length of the training; finite for `cosine`.
+        schedule: `constant`, or `cosine` down to 1 % at step `steps`, the length of the training.
     """
     if schedule == "cosine" and not math.isfinite(steps):
         raise UserError("model.schedule: cosine needs a finite training: set trainer.max_steps or trainer.max_epochs")

@@ -16,11 +16,8 @@ SPATIAL = 7 * 17 * 17  # of sFID
 
 
 def inception_features(images: Tensor, cached: bool = False) -> Tensor:
-    """Features (B, 2048), float64, of images (B, 3, H, W) on the scale 0..255, which are first rounded to whole numbers.
-
-    Args:
-        cached: use the cache (feature_cache.py); for originals, which every evaluation measures again.
-    """
+    """Features (B, 2048), float64, of images (B, 3, H, W) on the scale 0..255, which are first rounded to whole numbers. `cached` uses the
+    cache (feature_cache.py); for originals, which every evaluation measures again."""
     pixels = images.round().to(torch.uint8)
     return (feature_cache.remembered(pixels, _pooled) if cached else _pooled(pixels)).double()
 

@@ -69,14 +69,11 @@ class _Files(Dataset[tuple[bytes | None, str | None]]):
 def write_shards(
     folder: Path, out: Path, split: str = "train", megabytes: float = 256, broken: WhenBroken = "leave-out", workers: int = 2
 ) -> Written:
-    """Writes the pictures of `folder` to shards of at most `megabytes` (10^6 bytes) in `out`, and keeps finished shards. Raises UserError
-    if `folder` has no readable pictures, `out` has shards of other pictures, or `out` cannot be written.
+    """Writes the pictures of `folder` to shards `split`-NUMBER of at most `megabytes` (10^6 bytes) in `out`, and keeps finished shards.
 
-    Args:
-        split: prefix of the shards' names.
-        broken: whether to `leave-out` or `keep` pictures that cannot be decoded; a warning names each. `unchecked` decodes none and is as
-            fast as the disks. Unreadable files are always left out.
-        workers: processes that read and decode, at most one per core.
+    It may `leave-out` or `keep` broken pictures that cannot be decoded; a warning names each. `unchecked` decodes none and is as fast as
+    the disks. Unreadable files are always left out. Raises UserError if `folder` has no readable pictures, `out` has shards of other
+    pictures, or `out` cannot be written.
     """
     if split != Path(split).name or not split or split.startswith("."):
         raise UserError(f"--split {split}: give a prefix for the shards' names, such as train")

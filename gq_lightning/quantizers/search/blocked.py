@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from gq_lightning.quantizers.search.prepared import prepared
-from gq_lightning.quantizers.search.score import scores
 
 TOKENS_PER_BLOCK = 256
 CODEWORDS_PER_BLOCK = 4096
@@ -46,6 +45,12 @@ def scaled_query(mean: Tensor, precision: Tensor, largest: Tensor, prior_weight:
     query = query / query.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     roundings = query.shape[1] + 4
     return query.to(dtype), query.abs() @ largest * (roundings * torch.finfo(dtype).eps) + torch.finfo(torch.float32).tiny
+
+
+def scores(mean: Tensor, precision: Tensor, codewords: Tensor, prior_weight: float) -> Tensor:
+    """sum over m of prior_weight c^2 - (c - mean)^2 / variance: twice the score, without its constant (see the package). All are float64,
+    (..., m) and broadcastable; precision is 1 / variance."""
+    return (prior_weight * codewords.square() - (codewords - mean).square() * precision).sum(-1)
 
 
 def _keys(codebook: Tensor) -> tuple[Tensor, Tensor]:

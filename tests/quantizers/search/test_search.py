@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from gq_lightning import UserError
 from gq_lightning.quantizers.search import best_codewords, bisection, blocked, k_best_codewords, table
-from gq_lightning.quantizers.search.score import scores
+from gq_lightning.quantizers.search.blocked import scores
 
 CPU = torch.device("cpu")
 
