@@ -118,13 +118,9 @@ def leave_uncounted(optimizer: LightningOptimizer) -> None:
 
 
 def begin_after_resuming(trainer: Trainer, batches: int) -> None:
-    """Corrects the progress of a resumed training; call it from `on_train_start`.
-
-    When a checkpoint was written after the last batch of an epoch, Lightning would treat the next epoch as already begun.
-
-    Args:
-        batches: completed batches of this epoch, counted in the current batch size, which may differ from the checkpoint's.
-    """
+    """Corrects the progress of a resumed training; call it from `on_train_start`. When a checkpoint was written after the last batch of an
+    epoch, Lightning would treat the next epoch as already begun. `batches` of this epoch are completed, counted in the current batch
+    size."""
     loop = trainer.fit_loop
     if not loop.restarted_mid_epoch:
         return

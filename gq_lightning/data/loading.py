@@ -52,9 +52,6 @@ class Guarded(Dataset[Tensor | UserError | None]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def name(self, index: int) -> str:
-        return self.pictures.name(index)
-
     def __getitem__(self, place: int | Place) -> Tensor | UserError | None:
         """The picture with this index; for a place, cropped with the random numbers of the place."""
         index, seed = place if isinstance(place, tuple) else (place, None)
@@ -86,7 +83,7 @@ class Guarded(Dataset[Tensor | UserError | None]):
 
     def all_broken(self) -> UserError:
         return UserError(
-            f"none of the {len(self)} pictures of {self.pictures.split} can be read, {self.name(0)} among them: see the warnings"
+            f"none of the {len(self)} pictures of {self.pictures.split} can be read, {self.pictures.name(0)} among them: see the warnings"
         )
 
 

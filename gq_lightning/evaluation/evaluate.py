@@ -36,14 +36,12 @@ def evaluate(
     gaussian: bool = True,
     tile: int | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1] or uint8, of one size or of several.
+    """Metrics, by name, of a tokenizer on batches of images (B, 3, H, W) in [-1, 1] or uint8, of one size or of several; and their
+    protocol.
 
     `gaussian` measures the images decoded from the posterior mean too, `gaussian_rfid` their rFID as well. Images beside the tokenizer's
     grid are extended by reflection, and their reconstructions cut back, as by `encode --fit pad`. With torch.distributed, each rank passes
     its own batches and receives the metrics of all images. Raises UserError if there is no image.
-
-    Returns:
-        The metrics by name, and their protocol.
     """
     training = tokenizer.training
     tokenizer.eval()

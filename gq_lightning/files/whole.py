@@ -55,12 +55,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 class Draft:
-    """A temporary file next to `path` that becomes `path` by `place`. As a context manager it discards a file that was not placed.
-
-    Attributes:
-        path: the final path.
-        file: the open file to write to.
-    """
+    """A temporary `file` next to `path` that becomes `path` by `place`. As a context manager it discards a file that was not placed."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.file = path, _begin(path)

@@ -85,12 +85,8 @@ def convert(
 
 
 def even_groups(bits: Tensor, groups: int) -> list[int]:
-    """An order of channels in which groups of as many neighbours cost about the same: the dearest goes to the cheapest group with room.
-
-    Args:
-        bits: (channels,), of each, on average.
-        groups: how many; they share the channels equally.
-    """
+    """An order of channels in which groups of as many neighbours cost about the same `bits` (channels,): the dearest goes to the cheapest
+    group with room."""
     size = len(bits) // groups
     members: list[list[int]] = [[] for _ in range(groups)]
     for channel in bits.argsort(descending=True, stable=True).tolist():
@@ -154,7 +150,8 @@ def _line(error: BaseException) -> str:
 
 
 def _check(name: str | Path, config: dict[str, Any], taken: set[str], granted: dict[str, Any]) -> None:
-    for field, value in config.items():
+    for field, given in config.items():
+        value = list(given) if isinstance(given, tuple) else given
         if field in granted and value != granted[field]:
             raise UserError(f"{name}: {field} {value!r:.60} is not supported, only {granted[field]!r}: give another model")
         if not (field.startswith("_") or field in IGNORED or field in taken or field in granted):
@@ -166,8 +163,7 @@ def _kl(name: str | Path, model: Any) -> DiffusersKL:
     same = ("layers_per_block", "norm_num_groups", "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv", "scaling_factor")
     levels = len(config["block_out_channels"])
     granted = KL | {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
-    plain = {field: list(value) if isinstance(value, tuple) else value for field, value in config.items()}
-    _check(name, plain, {*same, "shift_factor", "latent_channels"}, granted)
+    _check(name, config, {*same, "shift_factor", "latent_channels"}, granted)
     channels = config["latent_channels"]
     arguments = {field: config[field] for field in same} | {"shift_factor": config["shift_factor"] or 0.0}
     backbone = DiffusersKL(2 * channels, channels, block_out_channels=list(config["block_out_channels"]), **arguments)
@@ -183,9 +179,8 @@ def _tiny(name: str | Path, model: Any) -> DiffusersTiny:
     config = dict(model.config)
     widths, blocks, channels = list(config["encoder_block_out_channels"]), list(config["num_encoder_blocks"]), config["latent_channels"]
     granted = TINY | {"decoder_block_out_channels": widths, "num_decoder_blocks": blocks[::-1]}
-    plain = {field: list(value) if isinstance(value, tuple) else value for field, value in config.items()}
     taken = {"encoder_block_out_channels", "num_encoder_blocks", "scaling_factor", "shift_factor", "latent_channels"}
-    _check(name, plain, taken, granted)
+    _check(name, config, taken, granted)
     scaling = {"scaling_factor": config["scaling_factor"], "shift_factor": config["shift_factor"] or 0.0}
     backbone = DiffusersTiny(2 * channels, channels, block_out_channels=widths, blocks=blocks, **scaling)
     wide: Any = cast(Any, backbone.encoder.network).layers[-1]

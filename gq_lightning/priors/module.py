@@ -173,10 +173,6 @@ class Prior(Recorded, nn.Module):
 
     # Files
 
-    def description(self) -> dict[str, Any]:
-        """The description from which `construction.build` rebuilds this prior."""
-        return describe(self)
-
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that determines its probabilities: arguments, including the tokenizer's fingerprint, and weights."""
@@ -188,7 +184,7 @@ class Prior(Recorded, nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, from which `from_pretrained` makes an equal prior."""
-        files.write_folder(folder, self.description(), self.state_dict(), self.facts(), kind="prior")
+        files.write_folder(folder, describe(self), self.state_dict(), self.facts(), kind="prior")
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **download: Any) -> Self:

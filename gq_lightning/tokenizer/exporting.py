@@ -53,13 +53,9 @@ class Comparison:
 
 
 def export_tokenizer(tokenizer: ImageTokenizer, format: Format, folder: Path) -> Comparison:
-    """Writes encoder and decoder, and what a user of their tokens should know of them in `FACTS`, to a folder. Raises UserError if a part
-    of the tokenizer cannot be exported, a library is missing, or the graphs give something else.
+    """Writes encoder and decoder of a tokenizer in float32 on the CPU, and in `FACTS` what a user of their tokens should know, to a folder.
 
-    Args:
-        tokenizer: in float32, on the CPU.
-        format: `onnx` writes encoder.onnx and decoder.onnx, `torch` encoder.pt2 and decoder.pt2.
-        folder: made if missing.
+    Raises UserError if a part of the tokenizer cannot be exported, a library is missing, or the graphs give something else.
     """
     for library in ("onnx", "onnxscript", "onnxruntime"):
         if format == "onnx" and find_spec(library) is None:

@@ -164,14 +164,8 @@ def _content(path: Path) -> bytes:
 
 
 def locate(name: str | Path, kind: Kind = "tokenizer", **download: Any) -> Path:
-    """The folder of a tokenizer or a prior: `name` itself or inside a run's folder, a shipped tokenizer, or a download from the hub.
-
-    A prior's repository contains the folder of its tokenizer.
-
-    Args:
-        name: a folder, the name of a shipped tokenizer, or `owner/repository`.
-        download: revision, token, cache_dir, force_download, local_files_only of `huggingface_hub.snapshot_download`.
-    """
+    """The folder of a tokenizer or a prior: `name` itself or inside a run's folder, a shipped tokenizer, or `owner/repository` on the hub.
+    A prior's repository contains the folder of its tokenizer. `download` are options of `huggingface_hub.snapshot_download`."""
     if os.path.exists(name):  # False for a name that no file can have
         of_a_run = RunFolder(name).tokenizer if kind == "tokenizer" else RunFolder(name).prior
         return next((folder for folder in (Path(name), of_a_run) if (folder / CONFIG).is_file()), Path(name))

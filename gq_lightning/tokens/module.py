@@ -51,11 +51,11 @@ class TokenSets(ResumableDataModule):
             )
 
     @cached_property
-    def _training(self) -> TokenSet:  # type: ignore[override]
+    def _training(self) -> TokenSet:
         return self.training_set()
 
     @cached_property
-    def _evaluation(self) -> TokenSet:  # type: ignore[override]
+    def _evaluation(self) -> TokenSet:
         return self.evaluation_set()
 
     def training_set(self) -> TokenSet:

@@ -33,7 +33,7 @@ class BrokenPictures(Callback):
         for guarded in data.loaded:
             flags = guarded.broken if alone else torch.as_tensor(pl_module.all_gather(guarded.broken.to(pl_module.device)))
             broken = flags.view(-1, len(guarded)).amax(0).nonzero().flatten().tolist()
-            found |= {printable(f"{guarded.pictures.split}: {guarded.name(index)}") for index in broken}
+            found |= {printable(f"{guarded.pictures.split}: {guarded.pictures.name(index)}") for index in broken}
         if not (found and trainer.is_global_zero):
             return
         path = RunFolder(trainer.default_root_dir).broken_pictures

@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from gq_lightning.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from gq_lightning.tokenizer import ImageTokenizer
 
 
 def run(
@@ -42,13 +45,13 @@ def run(
         gaussian: measure the Gaussian VAE too, by images decoded from the posterior mean; without, about half the time
         skip_broken: name and count pictures that cannot be decoded instead of stopping
     """
-    given = [
-        name for name, value in (("tokenizer", tokenizer), ("data", data), ("generated", generated), ("reference", reference)) if value
-    ]
+    given = [value for value in (tokenizer, data, generated, reference) if value]
     loading = {"batch_size": batch_size, "workers": workers, "skip_broken": skip_broken}
     if tokenizer is not None and data is not None and len(given) == 2:
+        from gq_lightning.cli.loading import load_tokenizer
+
         measured = {"rfid": rfid, "gaussian": gaussian, "tile": tile}
-        _of_a_tokenizer(tokenizer, data, out, size, device, threads, loading, measured)
+        _of_a_tokenizer(load_tokenizer(tokenizer, device, threads), data, out, size, loading, measured)
     elif generated is not None and reference is not None and len(given) == 2:
         for option, default in {"--size": size is None, "--tile": tile is None, "--no_rfid": rfid, "--no_gaussian": gaussian}.items():
             if not default:
@@ -59,26 +62,15 @@ def run(
         raise UserError(f"evaluate: give {wanted} (see python -m gq_lightning evaluate --help)")
 
 
-def _of_a_tokenizer(
-    tokenizer: str,
-    data: Path,
-    out: Path,
-    size: int | tuple[int, int] | Literal["whole"] | None,
-    device: str,
-    threads: int | None,
-    loading: dict[str, Any],
-    measured: dict[str, Any],
-) -> None:
+def _of_a_tokenizer(loaded: "ImageTokenizer", data: Path, out: Path, size: Any, loading: dict[str, Any], measured: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from gq_lightning.cli.loading import load_tokenizer
     from gq_lightning.data import ImageFolder
     from gq_lightning.data.sets import Whole
     from gq_lightning.evaluation.evaluate import evaluate, whole_protocol, write_metrics
     from gq_lightning.evaluation.report import metrics_table
     from gq_lightning.tokens.codec import check_size
 
-    loaded = load_tokenizer(tokenizer, device, threads)
     side, whole = (size or loaded.fixed_image_size or 256), {}
     if side == "whole":
         module = ImageFolder(root=str(data), validation_root=str(data), **{**loading, "batch_size": 1})

@@ -49,12 +49,8 @@ def is_token_file(path: Path) -> bool:
 
 
 def try_picture(tokenizer: ImageTokenizer, path: Path, bits: int | None, folder: Path) -> Trial:
-    """Encodes a picture, decodes its token file, and compares. Raises UserError if it is no picture, or has more than `MOST_PIXELS`.
-
-    Args:
-        bits: of each token to keep; None keeps all.
-        folder: empty; the token file stays there.
-    """
+    """Encodes a picture, decodes its token file, which stays in the empty `folder`, and compares. `bits` of each token are kept; None keeps
+    all. Raises UserError if it is no picture, or has more than `MOST_PIXELS`."""
     original = _checked(path)
     (token_file,) = encode_pictures(tokenizer, [path], folder, tile=_tile(tokenizer), progress=False, bits=bits)
     decoded = _decode(tokenizer, token_file, folder)

@@ -138,13 +138,8 @@ def _beside(path: Path, size: int) -> Shard | None:
 
 
 class ShardSet(StoredSet):
-    """The pictures of shards, in order. Names are those of the members, prefixed with their shards' names if two are equal.
-
-    Args:
-        shards: see `read_shard`.
-        chosen: (pictures,) bool, the pictures that belong to the set; None takes all.
-        crop, split: see StoredSet.
-    """
+    """The pictures of shards, in order, for which `chosen` (pictures,) bool is true; None takes all. Names are those of the members,
+    prefixed with their shards' names if two are equal."""
 
     readers = 1
 
