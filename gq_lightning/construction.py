@@ -80,15 +80,11 @@ def public_path(cls: type) -> str:
 
 
 def build(base: type[T], description: Any, source: str) -> T:
-    """Builds the object that `describe` described. It imports no module and instantiates only the classes that the description names.
-    Raises UserError if the description has another form, its class is not a `base`, or its arguments do not fit.
+    """The object that `describe` described; errors name the file `source`. It imports no module and instantiates only the classes that the
+    description names. Raises UserError if the description has another form, its class is not a `base`, or its arguments do not fit.
 
-    Args:
-        base: the class, possibly abstract, that the object must be an instance of.
-        description: ``{"class_path": ..., "init_args": {...}}``. The class belongs to this package, or the caller has imported it. The
-            arguments are numbers, strings, booleans, null, and lists of these, each of its parameter's type. A parameter that takes a
-            recorded object takes a nested description.
-        source: the file that errors name.
+    The class belongs to this package, or the caller has imported it. The arguments are numbers, strings, booleans, null, and lists of
+    these, each of its parameter's type. A parameter that takes a recorded object takes a nested description.
     """
     fields = description if isinstance(description, dict) else {}
     path, arguments = fields.get("class_path"), fields.get("init_args", {})

@@ -49,13 +49,8 @@ class SaveConfig(SaveConfigCallback):
 
 
 class RunCommandLine(OwnOptions):
-    """`fit`, `validate`, `test` and `predict` of one training module on one kind of data.
-
-    Attributes:
-        module, data: the two classes.
-        monitor: the metric that chooses the best checkpoint, and "max" or "min".
-        replaced: options that this module refuses in addition to those of every run, see `options`.
-    """
+    """`fit`, `validate`, `test` and `predict` of one training module on one kind of data. `monitor` is the metric that chooses the best
+    checkpoint, and "max" or "min"; `replaced` are options that it refuses in addition to those of every run, see `options`."""
 
     module: ClassVar[type[LightningModule]]
     data: ClassVar[type[LightningDataModule]]

@@ -123,12 +123,8 @@ class ImageTokenizer(Pretrained):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, tile: int | None = None, gaussian: bool = True) -> Reconstruction:
-        """Images (B, 3, H, W) in [-1, 1], decoded from tokens and, if there is one, from the posterior mean.
-
-        Args:
-            tile: larger images are seen in windows, see `encode`.
-            gaussian: decode the posterior mean too, which doubles the decoder's time.
-        """
+        """Images (B, 3, H, W) in [-1, 1], decoded from tokens and, if there is one and unless `gaussian` is False, from the posterior mean,
+        which doubles the decoder's time. With `tile`, larger images are seen in windows, see `encode`."""
         check_images(images)
         images = images.to(self.device, self.dtype)
         features = see_in_windows(self.backbone.encode, images, self.downsampling, 1, self.fixed_image_size, tile).movedim(1, -1)

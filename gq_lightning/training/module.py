@@ -4,7 +4,7 @@ Training decodes the quantizer's relaxation. Validation, test and prediction use
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
@@ -134,7 +134,7 @@ class TokenizerTraining(LightningModule):
     def on_train_start(self) -> None:
         if self.decoder_alone and not self.tokenizer.has_tokens_of_another:
             self.tokenizer.keep_tokens()
-        for optimizer, scheduler in zip(self._optimizers(), self._schedulers(), strict=True):
+        for optimizer, scheduler in self._learners():
             as_asked_for(optimizer, scheduler)
         log_complete_steps(self.trainer, lambda: self.step_complete)
         if self.adversary is not None:
@@ -151,7 +151,7 @@ class TokenizerTraining(LightningModule):
             term, more = adversary.generator_loss(batch, reconstructions, reconstruction, self.tokenizer.backbone.last_layer)
             total, parts = total + term, parts | more
         self.step_complete = complete = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
-        generator, *discriminator = zip(self._optimizers(), self._schedulers(), strict=True)
+        generator, *discriminator = self._learners()
         # the gradients of an incomplete step need no reduction
         unsynchronised = nullcontext if complete else getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
         with unsynchronised():
@@ -207,13 +207,10 @@ class TokenizerTraining(LightningModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         return self.tokenizer.encode(batch)
 
-    def _optimizers(self) -> list[LightningOptimizer]:
-        optimizers: Any = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
-
-    def _schedulers(self) -> Iterable[Any]:
-        schedulers: Any = self.lr_schedulers()
-        return schedulers if isinstance(schedulers, list) else [schedulers]
+    def _learners(self) -> list[tuple[LightningOptimizer, Any]]:
+        """Optimizer and schedule of the generator and, with an adversary, of the discriminator."""
+        optimizers, schedulers = (each if isinstance(each, list) else [each] for each in (self.optimizers(), self.lr_schedulers()))
+        return list(zip(optimizers, schedulers, strict=True))
 
     def configure_optimizers(self) -> Any:
         steps = planned_steps(self.trainer, self.accumulate) if self.schedule == "cosine" else math.inf

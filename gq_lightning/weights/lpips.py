@@ -18,14 +18,11 @@ SMALLEST_SIDE = {"alex": 31, "vgg": 16}
 
 
 class LPIPS(nn.Module):
-    """The distance of two batches of images in the features of a frozen network.
+    """The distance of two batches of images in the features of a frozen network: ``alex`` (for reported metrics) or ``vgg`` (for training).
 
     The module has neither parameters nor buffers. All instances on a device share one network, always in evaluation mode and in float32. So
     `state_dict`, strict loading, copies, `train()` and casts do not affect it. Raises UserError if the network is unknown, or its weights
     are missing and cannot be fetched.
-
-    Args:
-        network: ``alex`` (for reported metrics) or ``vgg`` (for training).
     """
 
     def __init__(self, network: Literal["alex", "vgg"] = "alex") -> None:

@@ -16,13 +16,8 @@ EXTRA = "chart"
 
 
 class Dashboard(Callback):
-    """Writes the layout of TensorBoard's Custom Scalars tab and the run's row in its HParams table. Other loggers get the settings.
-
-    Args:
-        settings: the run's settings, by name.
-        charts: the layout. A chart shows those of its scalars that the run logs.
-        results: scalars in the table, which shows the newest value of each.
-    """
+    """Writes the layout of TensorBoard's Custom Scalars tab, in which a chart shows those of its scalars that the run logs, and the run's
+    row in its HParams table, with its settings and the newest value of each result. Other loggers get the settings."""
 
     def __init__(self, settings: Mapping[str, bool | int | float | str], charts: Charts, results: Iterable[str]) -> None:
         self.settings, self.charts, self.results = dict(settings), charts, tuple(results)

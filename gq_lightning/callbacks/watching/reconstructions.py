@@ -77,9 +77,8 @@ def whole_pictures(pictures: PictureSet, count: int, tokenizer: ImageTokenizer) 
 
 
 def takes_pictures(logger: Logger) -> bool:
-    return any(hasattr(target, "log_image") for target in (logger, getattr(logger, "experiment", None))) or isinstance(
-        logger, TensorBoardLogger
-    )
+    targets = (logger, getattr(logger, "experiment", None))
+    return isinstance(logger, TensorBoardLogger) or any(hasattr(target, "log_image") for target in targets)
 
 
 def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
