@@ -75,7 +75,6 @@ def evaluate_generated(
     Args:
         generated: folder of square pictures of one size, or an .npz file of them.
         reference: the same, or an .npz file with statistics. The pictures of a folder are resized and cropped to the generated ones.
-        options: batch_size, workers and skip_broken of the data modules.
     """
     ours = _source(generated, None, **options)
     archive = Archive(reference) if reference.suffix == ".npz" else None

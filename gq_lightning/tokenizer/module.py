@@ -29,13 +29,11 @@ ROUNDING = 0.01
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The result of `reconstruct`, for evaluation; images are clamped to [-1, 1].
+    """The result of `reconstruct`, for evaluation: `tokens` (B, h, w, n) int64, and `images` (B, 3, H, W) decoded from them, clamped to
+    [-1, 1].
 
-    Attributes:
-        tokens: (B, h, w, n) int64.
-        images: (B, 3, H, W), decoded from the tokens.
-        gaussian: (B, 3, H, W), decoded from the posterior mean, or None if the quantizer has no posterior.
-        bits: (B, h, w, n), divergence of each token in bits, or None likewise.
+    Of a quantizer with posteriors also `gaussian` (B, 3, H, W), decoded from the posterior mean, and `bits` (B, h, w, n), the divergence of
+    each token; else None.
     """
 
     tokens: Tensor

@@ -167,14 +167,12 @@ def decode_pictures(
     any_tokenizer: bool = False,
     prior: Prior | None = None,
 ) -> list[Path]:
-    """Decodes token files, and folders of token files with their structure, to PNG files in `out`.
+    """Decodes token files, and folders of token files with their structure, to PNG files in `out`; `prior` is for files that were coded
+    with it.
 
     ``a.jpg.tokens`` becomes ``a.png``, or ``a.jpg.png`` if two token files of this call would become ``a.png``. Raises UserError if a token
-    file is damaged or belongs to another tokenizer, or a picture next to its token file would be overwritten.
-
-    Args:
-        any_tokenizer: accept tokens of another tokenizer; their geometry must still fit.
-        prior: for files that were coded with it.
+    file is damaged or belongs to another tokenizer, unless `any_tokenizer` is given and the geometry fits, or a picture next to its token
+    file would be overwritten.
     """
     sources = [(source, Path(source.name) if given == source else source.relative_to(given)) for given, source in _token_files(paths)]
     names = [relative.with_name(_without_suffix(relative.name)) for _, relative in sources]

@@ -54,12 +54,9 @@ def read_members(archive: Path) -> list[Member]:
 
 
 def member_name(name: str, alone: bool) -> str:
-    """The name of a picture in an archive, chosen so that WebDataset finds one sample per picture; `picture_name` reverses this.
-
-    WebDataset groups files whose names are equal up to the first dot into one sample. So dots within a name are escaped, and so are control
-    characters, which its pattern does not match. Unless the picture is `alone` with its name up to the suffix, the stem includes the
-    suffix.
-    """
+    """The name of a picture in an archive, chosen so that WebDataset finds one sample per picture: it groups files whose names are equal up
+    to the first dot. So dots within a name are escaped, and so are control characters, which its pattern does not match. Unless the picture
+    is `alone` with its name up to the suffix, the stem includes the suffix. `picture_name` reverses this."""
     stem, suffix = posixpath.splitext(ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", name))
     folder, slash, base = stem.rpartition("/")
     if not alone or base.endswith(suffix):
