@@ -20,7 +20,7 @@ def run(
     Args:
         tokens: token files or folders of them
         out: folder of the pictures
-        tile: decode large pictures in overlapping tiles of this side, in pixels, to bound memory
+        tile: decode large pictures in overlapping tiles of this side, in pixels, to bound memory; a ViT has tiles of its own size
         any_tokenizer: accept tokens that another tokenizer made
         prior: the prior with which the tokens were coded, a folder or owner/repository on the hub
     """

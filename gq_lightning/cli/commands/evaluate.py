@@ -38,7 +38,7 @@ def run(
         out: file to write
         size: image size in pixels, a number or [height,width], or whole: pictures as they are, padded as by encode; by default the
             backbone's fixed size, else 256
-        tile: reconstruct large pictures in overlapping tiles of this side, in pixels, to bound memory
+        tile: reconstruct large pictures in overlapping tiles of this side, in pixels, to bound memory; a ViT has tiles of its own size
         batch_size: images per batch; whole pictures come one at a time
         workers: loader processes
         rfid: measure rFID too

@@ -97,12 +97,8 @@ def write_shards(
                 keep = content is not None and (reason is None or broken == "keep")
                 if reason is not None:
                     logger.warning("%s a broken picture: %s: %s", "kept" if keep else "left out", printable(folder / name), reason)
-                if (
-                    keep
-                    and growing is not None
-                    and growing.pictures
-                    and growing.file.tell() + tarfile.BLOCKSIZE + len(content) > megabytes * 1e6
-                ):
+                room = megabytes * 1e6 - tarfile.BLOCKSIZE - len(content or b"")
+                if keep and growing is not None and growing.pictures and growing.file.tell() > room:
                     growing.finish()
                     number, growing = number + 1, None
                 growing = growing or _Growing(out / f"{split}-{number:06d}.tar")
