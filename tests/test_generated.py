@@ -237,7 +237,7 @@ def test_the_classifier_is_taken_from_the_official_file_alone(tmp_path: Path, mo
     monkeypatch.setenv("GQ_LIGHTNING_HOME", str(tmp_path / "home"))
     official = dict(inception)
     calls = []
-    monkeypatch.setattr(sources, "official", lambda name, progress: calls.append(name) or official)
+    monkeypatch.setattr(sources, "official", lambda name: calls.append(name) or official)
     assert classifiers.classifier() is None, "no such layer in the file"
     official["fc.weight"] = fc
     monkeypatch.setenv("GQ_LIGHTNING_OFFLINE", "1")

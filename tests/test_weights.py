@@ -14,7 +14,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("GQ_LIGHTNING_HOME", str(tmp_path))
     monkeypatch.delenv("GQ_LIGHTNING_OFFLINE", raising=False)
 
-    def unreachable(name, progress):
+    def unreachable(name):
         raise sources.SourceError("cannot be reached")
 
     monkeypatch.setattr(sources, "download", unreachable)
@@ -27,7 +27,7 @@ def alexnet():
 
 
 def as_source(tensors, calls=None):
-    def download(name, progress):
+    def download(name):
         if calls is not None:
             calls.append(name)
         return dict(tensors)
