@@ -44,7 +44,8 @@ def ways(m: int) -> dict[str, Search]:
     """Beside the one that `best_codewords` takes: for m = 1 the compiled one."""
     if m == 1:
         return {"bisection": bisection.search}
-    return {way.__name__: lambda *arguments, way=way: way.best(*arguments, 1)[:, 0] for way in (blocked, table)}
+    both = {"blocked": blocked, "table": table}
+    return {name: lambda *arguments, way=way: way.best(*arguments, 1)[:, 0] for name, way in both.items()}
 
 
 def disagreements(count: int, size: int, m: int, prior_weight: float, hard: bool, dtype: torch.dtype, seed: int) -> dict[str, int]:
