@@ -20,7 +20,7 @@ WINDOWS_PER_BATCH = 16
 def starts(length: int, window: int, overlap: int) -> list[int]:
     """Positions of the windows that cover [0, length): `window - overlap` apart, the last one flush with the end."""
     last = length - window
-    return [*range(0, last, window - overlap), last]
+    return [*range(0, last, max(window - overlap, 1)), last]
 
 
 def see_in_windows(
