@@ -209,8 +209,8 @@ class TokenizerTraining(LightningModule):
 
     def _learners(self) -> list[tuple[LightningOptimizer, Any]]:
         """Optimizer and schedule of the generator and, with an adversary, of the discriminator."""
-        optimizers, schedulers = (each if isinstance(each, list) else [each] for each in (self.optimizers(), self.lr_schedulers()))
-        return list(zip(optimizers, schedulers, strict=True))
+        both: list[Any] = [self.optimizers(), self.lr_schedulers()]
+        return list(zip(*(each if isinstance(each, list) else [each] for each in both), strict=True))
 
     def configure_optimizers(self) -> Any:
         steps = planned_steps(self.trainer, self.accumulate) if self.schedule == "cosine" else math.inf
