@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from compression import measure
 from gq_lightning import ImageTokenizer
+from gq_lightning.cli.web.trial import jpeg_within
 from gq_lightning.data.pictures.reading import center_crop, load_picture, resize_shorter, scale_pixels, to_picture, to_pixels
 from gq_lightning.files import write_whole
 from gq_lightning.tokenizer.box import BOX
@@ -73,16 +74,7 @@ def decoded(tokenizer: ImageTokenizer, picture: Image.Image) -> Image.Image:
 
 
 def jpeg(picture: Image.Image, most: int) -> Image.Image:
-    """The best JPEG of at most this many bytes, or else the smallest possible."""
-    best = None
-    for quality in range(1, 96):
-        buffer = io.BytesIO()
-        picture.save(buffer, format="JPEG", quality=quality, optimize=True)
-        if best is not None and buffer.tell() > most:
-            break
-        best = buffer
-    assert best is not None
-    return Image.open(best).convert("RGB")
+    return Image.open(io.BytesIO(jpeg_within(picture, most)[0])).convert("RGB")
 
 
 def through(tokenizer: ImageTokenizer, pictures: list[Image.Image]) -> tuple[dict[str, float], list[tuple[float, list[Image.Image]]]]:

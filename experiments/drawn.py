@@ -13,7 +13,7 @@ import torch
 
 from gq_lightning import ImageTokenizer
 from gq_lightning.data import to_picture
-from gq_lightning.evaluation.evaluate import save_picture
+from gq_lightning.data.pictures.reading import save_picture
 from gq_lightning.priors.counts import counted_bits_per_pixel, uniform_bits_per_pixel
 from gq_lightning.tokens import TokenSet
 from running import write_json

@@ -18,7 +18,7 @@ from torchvision.utils import make_grid
 
 from arms import ROOT
 from gq_lightning.data import load_picture, to_picture, to_tensor
-from gq_lightning.evaluation.evaluate import save_picture
+from gq_lightning.data.pictures.reading import save_picture
 from points import spread
 
 COLUMNS = {"gfid": ".1f", "sfid": ".1f", "inception_score": ".2f", "precision": ".3f", "recall": ".3f"}

@@ -37,8 +37,9 @@ from torch import Tensor
 
 from arms import ROOT
 from benchmarks.machine import machine, write
+from bounds import deviation_lower_bound, deviation_probability, deviation_upper_bound
+from gq_lightning.quantizers.gaussian import kl_bits
 from gq_lightning.quantizers.search import best_codewords
-from gq_lightning.theory import deviation_lower_bound, deviation_probability, deviation_upper_bound, kl_bits
 
 C1, C2 = 8.12, 1.50
 MEANS = (0.0, 0.7, 1.4, 3.0)

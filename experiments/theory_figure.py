@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gq_lightning.theory import deviation_lower_bound, deviation_probability, deviation_upper_bound
+from bounds import deviation_lower_bound, deviation_probability, deviation_upper_bound
 from looks import COLOURS, MARKERS, plain
 
 UPPER, LOWER, LIMIT = COLOURS[4], COLOURS[5], "0.55"

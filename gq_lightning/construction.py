@@ -80,17 +80,11 @@ def public_path(cls: type) -> str:
 
 
 def build(base: type[T], description: Any, source: str) -> T:
-    """Builds the object that `describe` described. It imports no module and instantiates only the classes that the description names.
+    """The object that `describe` described; errors name the file `source`. It imports no module and instantiates only the classes that the
+    description names. Raises UserError if the description has another form, its class is not a `base`, or its arguments do not fit.
 
-    Args:
-        base: the class, possibly abstract, that the object must be an instance of.
-        description: ``{"class_path": ..., "init_args": {...}}``. The class belongs to this package, or the caller has imported it. The
-            arguments are numbers, strings, booleans, null, and lists of these, each of its parameter's type. A parameter that takes a
-            recorded object takes a nested description.
-        source: the file that errors name.
-
-    Raises:
-        UserError: the description has another form, its class is not a `base`, or its arguments do not fit.
+    The class belongs to this package, or the caller has imported it. The arguments are numbers, strings, booleans, null, and lists of
+    these, each of its parameter's type. A parameter that takes a recorded object takes a nested description.
     """
     fields = description if isinstance(description, dict) else {}
     path, arguments = fields.get("class_path"), fields.get("init_args", {})
@@ -135,14 +129,8 @@ def spelled(size: Size) -> str:
 def check_cost(network: str, blocks: int, weights: float, **sizes: float) -> None:
     """Refuses a network that is too large. Constructors call this first, because the sizes come from a config or a saved file.
 
-    Args:
-        network: name of the network, for messages.
-        blocks: number of its blocks.
-        weights: approximate number of its weights.
-        sizes: arguments that must be positive and finite.
-
-    Raises:
-        UserError: a size is not positive, there are more than 1 000 blocks, or this machine's memory cannot hold the weights in float32.
+    Raises UserError if one of `sizes` is not positive and finite, there are more than 1 000 blocks, or this machine's memory cannot hold
+    the approximate number of weights in float32.
     """
     for name, size in sizes.items():
         if not 0 < size < math.inf:

@@ -53,15 +53,6 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def any_over_ranks(flags: Tensor) -> Tensor:
-    """1 where any rank's flag is 1 (uint8, equal shape on all ranks); in a single process, `flags` itself."""
-    if not is_distributed():
-        return flags
-    flags = flags.clone()
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return flags
-
-
 def rows_of_all_ranks(rows: Tensor) -> Tensor:
     """The rows (N, ...) of all ranks, in rank order, without gradient. N may differ between ranks."""
     rows = rows.detach()

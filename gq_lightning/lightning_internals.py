@@ -1,11 +1,10 @@
 """The only module that uses undocumented parts of Lightning. Written for Lightning 2.6.6.
 
-Each function offers one operation to the rest of the package. pyproject.toml allows only Lightning 2.6, and a test names every entry of
-`INTERNALS` that an installed version lacks.
+Each function offers one operation to the rest of the package. pyproject.toml allows only Lightning 2.6, and
+tests/test_lightning_internals.py lists what is used here and names what an installed version lacks.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -18,42 +17,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from gq_lightning.errors import UserError
 
 __all__ = ["MisconfigurationException", "SIGTERMException"]
-
-# the attributes used, by the class that has them
-INTERNALS = {
-    "Trainer": (
-        "_accelerator_connector.cluster_environment",
-        "_checkpoint_connector._restore_modules_and_callbacks",
-        "_checkpoint_connector.restore_training_state",
-        "_logger_connector.update_train_step_metrics",
-        "_signal_connector.received_sigterm",
-        "_signal_connector.register_signal_handlers",
-        "fit_loop._data_fetcher",
-        "fit_loop.epoch_loop._batches_that_stepped",
-        "fit_loop.epoch_loop._broadcast_sigterm_tensor",
-        "fit_loop.epoch_loop._should_check_val_fx",
-        "fit_loop.epoch_loop.batch_progress.current",
-        "fit_loop.epoch_progress.current",
-        "fit_loop.epoch_progress.increment_completed",
-        "fit_loop.epoch_progress.increment_processed",
-        "fit_loop.reset_restart_stage",
-        "fit_loop.restarted_mid_epoch",
-        "received_sigterm",
-        "state.fn",
-        "strategy.launcher",
-    ),
-    "DDPStrategy": ("cluster_environment",),
-    "SubprocessLauncher": ("kill",),
-    "LightningOptimizer": ("_on_after_step", "_on_before_step"),
-    "LightningCLI": ("_get", "_parse_ckpt_path", "_parser"),
-    "RichProgressBar": ("_get_train_description", "_stop_progress"),
-}
-# the progress entries used from a checkpoint
-PROGRESS = {
-    "epoch_loop.batch_progress": ("current.completed", "current.ready", "total.completed", "total.ready"),
-    "epoch_loop.state_dict": ("_batches_that_stepped",),
-    "epoch_progress": ("current.completed", "current.processed", "current.ready", "total.completed", "total.processed", "total.ready"),
-}
 
 
 def is_fitting(trainer: Trainer) -> bool:
@@ -74,15 +37,10 @@ class OwnOptions(LightningCLI):
     """LightningCLI that takes options from the user only. Lightning would also read `hyper_parameters` from the --ckpt_path file, which
     could set a learning rate or name a class to import."""
 
-    @cached_property
-    def links(self) -> dict[str, str | Sequence[str]]:
-        """Options that are computed from others, with these; filled while the parser is made."""
-        return {}
-
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Lightning's parser, which records `links`."""
+        """Lightning's parser, which records in `links` the options that are computed from others, with these."""
         parser = super().init_parser(**kwargs)
-        link = parser.link_arguments
+        link, self.links = parser.link_arguments, dict[str, str | Sequence[str]]()
 
         def recorded(source: str | tuple[str, ...], target: str, **settings: Any) -> None:
             self.links[target] = source
@@ -160,13 +118,9 @@ def leave_uncounted(optimizer: LightningOptimizer) -> None:
 
 
 def begin_after_resuming(trainer: Trainer, batches: int) -> None:
-    """Corrects the progress of a resumed training; call it from `on_train_start`.
-
-    When a checkpoint was written after the last batch of an epoch, Lightning would treat the next epoch as already begun.
-
-    Args:
-        batches: completed batches of this epoch, counted in the current batch size, which may differ from the checkpoint's.
-    """
+    """Corrects the progress of a resumed training; call it from `on_train_start`. When a checkpoint was written after the last batch of an
+    epoch, Lightning would treat the next epoch as already begun. `batches` of this epoch are completed, counted in the current batch
+    size."""
     loop = trainer.fit_loop
     if not loop.restarted_mid_epoch:
         return

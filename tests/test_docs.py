@@ -20,8 +20,7 @@ from gq_lightning.cli.main import CONFIGURED, TRAINING, main, tools
 from gq_lightning.cli.prior import PriorCommandLine
 from gq_lightning.cli.runs import RunCommandLine
 from gq_lightning.cli.signature import parse
-from gq_lightning.cli.starting import with_start
-from gq_lightning.cli.training import CommandLine, SummaryCommand
+from gq_lightning.cli.training import CommandLine, SummaryCommand, with_start
 from gq_lightning.tokenizer.box import BOX
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from gq_lightning import ImageTokenizer, UserError
 from gq_lightning.data import BrokenImage, PictureSet
 from gq_lightning.evaluation.evaluate import draw, evaluate, some_images, write_metrics
+from gq_lightning.evaluation.report import metrics_table
 from gq_lightning.metrics.codebook import collapse
-from gq_lightning.metrics.report import metrics_table
 from gq_lightning.quantizers import FiniteScalarQuantizer
 from gq_lightning.tokenizer.module import Reconstruction
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gq_lightning.metrics import feature_cache, frechet
 from gq_lightning.metrics.rfid import RFID
 from gq_lightning.quantizers import FiniteScalarQuantizer
+from gq_lightning.weights import feature_cache, inception
 
 
 class Counted(nn.Module):
@@ -29,7 +29,7 @@ class Counted(nn.Module):
 @pytest.fixture
 def extractor(monkeypatch, tmp_path):
     counted = Counted()
-    monkeypatch.setattr(frechet, "_extractor", lambda device: counted)
+    monkeypatch.setattr(inception, "_extractor", lambda device: counted)
     monkeypatch.setattr(feature_cache, "cache_folder", lambda: tmp_path)
     return counted
 
@@ -58,39 +58,39 @@ def test_originals_are_computed_once_and_rfid_is_the_same_to_the_bit(extractor, 
     assert rfid(images, candidates, batch=4) == first
     assert extractor.seen == [4, 4, 2], "the reconstructions alone"
     by_hand = torch.cat([part.round().flatten(1) @ extractor.matrix for part in images.split(4)])
-    assert torch.equal(frechet.inception_features(images[:4], cached=True), by_hand[:4].double())
+    assert torch.equal(inception.inception_features(images[:4], cached=True), by_hand[:4].double())
     assert math.isfinite(first)
 
 
 def test_any_order_and_subset_of_one_batch_size_is_found(extractor):
     images = pictures(8)
-    features = torch.cat([frechet.inception_features(part, cached=True) for part in images.split(4)])
+    features = torch.cat([inception.inception_features(part, cached=True) for part in images.split(4)])
     extractor.seen.clear()
     order = torch.tensor([6, 1, 0, 5])
-    assert torch.equal(frechet.inception_features(images[order], cached=True), features[order])
+    assert torch.equal(inception.inception_features(images[order], cached=True), features[order])
     assert extractor.seen == []
     # a batch of another size may differ in its last bits, and so may one with a stranger in it: both are computed
-    frechet.inception_features(images[:3], cached=True)
-    frechet.inception_features(torch.cat([images[:3], pictures(1, seed=2)]), cached=True)
+    inception.inception_features(images[:3], cached=True)
+    inception.inception_features(torch.cat([images[:3], pictures(1, seed=2)]), cached=True)
     assert extractor.seen == [3, 4]
 
 
 def test_pictures_of_one_rounding_are_one_and_shapes_are_told_apart(extractor, tmp_path):
     image = torch.full((1, 3, 16, 16), 7.0)
-    frechet.inception_features(image, cached=True)
-    frechet.inception_features(image + 0.3, cached=True)
+    inception.inception_features(image, cached=True)
+    inception.inception_features(image + 0.3, cached=True)
     assert len(files(tmp_path)) == 1
-    frechet.inception_features(torch.full((1, 3, 8, 32), 7.0), cached=True)
+    inception.inception_features(torch.full((1, 3, 8, 32), 7.0), cached=True)
     assert len(files(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\0" * (32 + 8192)])
 def test_what_is_damaged_is_written_again(extractor, tmp_path, content):
     images = pictures(2)
-    features = frechet.inception_features(images, cached=True)
+    features = inception.inception_features(images, cached=True)
     whole = {path: path.read_bytes() for path in files(tmp_path)}
     files(tmp_path)[0].write_bytes(content)
-    assert torch.equal(frechet.inception_features(images, cached=True), features)
+    assert torch.equal(inception.inception_features(images, cached=True), features)
     assert extractor.seen == [2, 2]
     assert {path: path.read_bytes() for path in files(tmp_path)} == whole
 
@@ -111,12 +111,12 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(extractor, monke
     (tmp_path / "file").touch()
     monkeypatch.setattr(feature_cache, "cache_folder", lambda: tmp_path / "file")
     images = pictures(2)
-    assert torch.equal(frechet.inception_features(images, cached=True), frechet.inception_features(images))
+    assert torch.equal(inception.inception_features(images, cached=True), inception.inception_features(images))
 
 
 def test_writers_at_once(extractor, tmp_path):
     images, found = pictures(6), []
-    threads = [threading.Thread(target=lambda: found.append(frechet.inception_features(images, cached=True))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(inception.inception_features(images, cached=True))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -15,10 +15,10 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from gq_lightning import weights
 from gq_lightning.cli.main import main
-from gq_lightning.metrics import feature_cache, frechet
+from gq_lightning.evaluation import archive
 from gq_lightning.metrics.generation import Seen, generation_metrics
 from gq_lightning.weights import classifier as classifiers
-from gq_lightning.weights import sources
+from gq_lightning.weights import feature_cache, inception, sources
 
 FEATURES, SPATIAL = 100, 90  # of the stand-in
 
@@ -34,10 +34,12 @@ def seen(pooled: np.ndarray, spatial: np.ndarray) -> Seen:
     return Seen(torch.from_numpy(pooled), *both)
 
 
-def test_every_number_against_another_computation() -> None:
+def test_every_number_against_another_computation(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs, head = features(60), features(50, seed=1, shift=0.4), features(7, seed=2) / 4
     spatial = [features(60, 20, seed=3), features(50, 20, seed=4, shift=0.2)]
-    found = generation_metrics(seen(ours, spatial[0]), seen(theirs, spatial[1]), torch.from_numpy(head))
+    monkeypatch.setattr("gq_lightning.metrics.generation.classifier", lambda: torch.from_numpy(head))
+    found, left_out = generation_metrics(seen(ours, spatial[0]), seen(theirs, spatial[1]))
+    assert not left_out
     # Fréchet distances by the square root of a matrix, and by torch-fidelity
     for name, (a, b) in {"gfid": (ours, theirs), "sfid": spatial}.items():
         means, covariances = [x.mean(0, dtype=np.float64) for x in (a, b)], [np.cov(x.astype(np.float64), rowvar=False) for x in (a, b)]
@@ -56,15 +58,15 @@ def test_every_number_against_another_computation() -> None:
         radius = [sorted(np.linalg.norm(b - one, axis=1))[3] for one in b]
         inside = [any(np.linalg.norm(one - other) <= r for other, r in zip(b, radius, strict=True)) for one in a]
         assert found[name] == pytest.approx(np.mean(inside)) and 0 < np.mean(inside) < 1
-    few = generation_metrics(seen(ours[:3], spatial[0][:3]), seen(theirs, spatial[1]), torch.from_numpy(head))
-    assert few.keys() == {"gfid", "sfid"}
+    few, left_out = generation_metrics(seen(ours[:3], spatial[0][:3]), seen(theirs, spatial[1]))
+    assert few.keys() == {"gfid", "sfid"} and left_out.keys() == {"inception_score", "precision and recall"}
 
 
 def test_spatial_features_are_the_first_seven_channels_of_a_layer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The layers one by one, up to the first branch of the seventh block, which is TensorFlow's mixed_6/conv."""
     monkeypatch.setattr(feature_cache, "cache_folder", lambda: tmp_path)
     image = torch.randint(0, 256, (1, 3, 299, 299), generator=torch.Generator().manual_seed(0)).float()
-    network = frechet._extractor(torch.device("cpu"))
+    network = inception._extractor(torch.device("cpu"))
     x = (image - 128) / 128
     for name in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"):
         x = getattr(network, name)(x)
@@ -72,11 +74,11 @@ def test_spatial_features_are_the_first_seven_channels_of_a_layer(monkeypatch: p
         x = getattr(network, f"Mixed_{name}")(x)
     layer = network.Mixed_6d.branch1x1  # type: ignore[union-attr]
     x = nn.functional.relu(layer.bn(layer.conv(x)))  # type: ignore[union-attr, operator]
-    pooled, spatial = frechet.spatial_features(image, cached=True)
+    pooled, spatial = inception.spatial_features(image, cached=True)
     assert spatial.shape == (1, 2023) and spatial.std() > 0.01
     torch.testing.assert_close(spatial.view(17, 17, 7), x[0, :7].permute(1, 2, 0).double(), atol=1e-4, rtol=1e-3)
-    assert torch.equal(pooled, frechet.inception_features(image)) and not layer._forward_hooks
-    assert all(torch.equal(*pair) for pair in zip(frechet.spatial_features(image, cached=True), (pooled, spatial), strict=True))
+    assert torch.equal(pooled, inception.inception_features(image)) and not layer._forward_hooks
+    assert all(torch.equal(*pair) for pair in zip(inception.spatial_features(image, cached=True), (pooled, spatial), strict=True))
 
 
 def cheap(images: Tensor, cached: bool = False) -> tuple[Tensor, Tensor]:
@@ -88,9 +90,11 @@ def cheap(images: Tensor, cached: bool = False) -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Twelve generated pictures with their sheet, ten larger ones for reference, and no Inception."""
-    monkeypatch.setattr(frechet, "spatial_features", cheap)
-    monkeypatch.setattr(frechet, "FEATURES", FEATURES)
-    monkeypatch.setattr(frechet, "SPATIAL", SPATIAL)
+    monkeypatch.setattr(inception, "spatial_features", cheap)
+    monkeypatch.setattr(inception, "FEATURES", FEATURES)
+    monkeypatch.setattr(inception, "SPATIAL", SPATIAL)
+    monkeypatch.setattr(archive, "POOLED", FEATURES)
+    monkeypatch.setattr(archive, "SPATIAL", SPATIAL)
     head = torch.randn(5, FEATURES, generator=torch.Generator().manual_seed(0)) / 10
     monkeypatch.setattr("gq_lightning.metrics.generation.classifier", lambda: head)
     for name, count, size in (("ours", 12, (16, 16)), ("theirs", 10, (24, 20))):
@@ -233,7 +237,7 @@ def test_the_classifier_is_taken_from_the_official_file_alone(tmp_path: Path, mo
     monkeypatch.setenv("GQ_LIGHTNING_HOME", str(tmp_path / "home"))
     official = dict(inception)
     calls = []
-    monkeypatch.setattr(sources, "official", lambda name, progress: calls.append(name) or official)
+    monkeypatch.setattr(sources, "official", lambda name: calls.append(name) or official)
     assert classifiers.classifier() is None, "no such layer in the file"
     official["fc.weight"] = fc
     monkeypatch.setenv("GQ_LIGHTNING_OFFLINE", "1")
@@ -259,4 +263,4 @@ def test_an_official_file_is_checked_by_the_digits_in_its_name(tmp_path: Path, m
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "net-12345678.pth")
     monkeypatch.setattr(sources, "URLS", {"inception": (tmp_path / "net-12345678.pth").as_uri()})
     with pytest.raises(sources.SourceError, match="its SHA-256 does not begin with 12345678"):
-        sources.official("inception", progress=False)
+        sources.official("inception")

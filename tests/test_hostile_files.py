@@ -26,7 +26,6 @@ from gq_lightning.files import open_regular, parse_json
 from gq_lightning.lightning_internals import explain_restoring
 from gq_lightning.quantizers import FiniteScalarQuantizer, GaussianQuantizer, VectorQuantizer
 from gq_lightning.tokenizer import folder as files
-from gq_lightning.tokenizer.checkpoint import load_checkpoint
 from gq_lightning.tokenizer.checkpoint_file import read_checkpoint
 
 KEPT = Path(__file__).parent / "kept"
@@ -95,7 +94,7 @@ def test_a_file_does_not_decide_what_runs(forge: Callable[[dict[str, Any]], obje
     checkpoint = torch.load(KEPT / "last.ckpt", weights_only=True)
     forge(checkpoint["tokenizer"])
     torch.save(checkpoint, tmp_path / "last.ckpt")
-    refused(lambda: load_checkpoint(tmp_path / "last.ckpt"), "last.ckpt: ")
+    refused(lambda: ImageTokenizer.from_checkpoint(tmp_path / "last.ckpt"), "last.ckpt: ")
     assert not canary.exists() and "canary" not in sys.modules
 
 
@@ -209,7 +208,7 @@ def test_a_tensor_asks_for_no_more_than_its_file_holds(tmp_path: Path) -> None:
     torch.save({"optimizer_states": [{"state": {0: (torch.zeros(1, 5).expand(2**40, 5),)}}]}, tmp_path / "deep.ckpt")
     for path, size in ((tmp_path / "wide.ckpt", 12 * 2**30), (tmp_path / "deep.ckpt", 20 * 2**40)):
         refused(lambda path=path: CheckpointFiles().load_checkpoint(path), path.name, str(size))
-        refused(lambda path=path: load_checkpoint(path), path.name, str(size))
+        refused(lambda path=path: ImageTokenizer.from_checkpoint(path), path.name, str(size))
         call = ["import-checkpoint", str(path), "--backbone", "vit", "--bits-per-position", "16", "--out", str(tmp_path / "out")]
         assert main(call) == 2
 
@@ -226,7 +225,7 @@ def test_a_compressed_checkpoint_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["config.json", "model.safetensors", "last.ckpt", "a.tokens.safetensors"])
 def test_what_is_no_file_is_not_waited_for(place: str, saved: Path) -> None:
     readers: dict[str, list[Callable[[Path], object]]] = {
-        "last.ckpt": [load_checkpoint, read_checkpoint],
+        "last.ckpt": [ImageTokenizer.from_checkpoint, read_checkpoint],
         "a.tokens.safetensors": [read_tokens],
     }
     path = saved / place
@@ -288,7 +287,7 @@ def test_all_that_read_checkpoints_notice(tmp_path: Path) -> None:
         weights = max(archive.infolist(), key=lambda member: member.file_size)
     content[weights.header_offset + 1000] ^= 1
     path.write_bytes(content)
-    refused(lambda: load_checkpoint(path), "last.ckpt", "CRC")
+    refused(lambda: ImageTokenizer.from_checkpoint(path), "last.ckpt", "CRC")
     refused(lambda: CheckpointFiles().load_checkpoint(path), "last.ckpt", "CRC")
     for command in (["convert"], ["import-checkpoint", "--backbone", "vit", "--bits-per-position", "16"]):
         assert main([*command, str(path), "--out", str(tmp_path / "out")]) == 2
@@ -324,7 +323,7 @@ def test_weights_that_are_no_numbers(value: float, saved: Path, tmp_path: Path) 
     checkpoint = torch.load(KEPT / "last.ckpt", weights_only=True)
     checkpoint["state_dict"]["tokenizer.backbone.decoder.head.bias"][0] = value
     torch.save(checkpoint, tmp_path / "last.ckpt")
-    refused(lambda: load_checkpoint(tmp_path / "last.ckpt"), "decoder.head.bias", "not finite")
+    refused(lambda: ImageTokenizer.from_checkpoint(tmp_path / "last.ckpt"), "decoder.head.bias", "not finite")
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + "/y", "a\0b"])

@@ -11,7 +11,6 @@ from PIL import Image
 
 from gq_lightning import ImageTokenizer
 from gq_lightning.data.pictures.reading import to_picture
-from gq_lightning.tokenizer.checkpoint import load_checkpoint
 from gq_lightning.tokens.token_file import read_tokens
 
 KEPT = Path(__file__).parent / "kept"
@@ -27,7 +26,7 @@ def test_a_folder_and_its_tokens_stay_readable() -> None:
 
 
 def test_a_checkpoint_stays_convertible() -> None:
-    tokenizer, converted = ImageTokenizer.from_pretrained(KEPT / "tokenizer"), load_checkpoint(KEPT / "last.ckpt")
+    tokenizer, converted = ImageTokenizer.from_pretrained(KEPT / "tokenizer"), ImageTokenizer.from_checkpoint(KEPT / "last.ckpt")
     assert converted.fingerprint == tokenizer.fingerprint
     tokens = read_tokens(KEPT / "picture.tokens.safetensors").tokens[None]
     assert torch.equal(converted.decode(tokens), tokenizer.decode(tokens))

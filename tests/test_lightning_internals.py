@@ -20,10 +20,44 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch import nn
 
 import gq_lightning.cli.training  # noqa: F401 - imports every class that has one of Lightning's as its base
-from gq_lightning.lightning_internals import INTERNALS, PROGRESS
 
 PACKAGE = Path(__file__).parents[1] / "gq_lightning"
 ADAPTER = PACKAGE / "lightning_internals.py"
+# the attributes used, by the class that has them
+INTERNALS = {
+    "Trainer": (
+        "_accelerator_connector.cluster_environment",
+        "_checkpoint_connector._restore_modules_and_callbacks",
+        "_checkpoint_connector.restore_training_state",
+        "_logger_connector.update_train_step_metrics",
+        "_signal_connector.received_sigterm",
+        "_signal_connector.register_signal_handlers",
+        "fit_loop._data_fetcher",
+        "fit_loop.epoch_loop._batches_that_stepped",
+        "fit_loop.epoch_loop._broadcast_sigterm_tensor",
+        "fit_loop.epoch_loop._should_check_val_fx",
+        "fit_loop.epoch_loop.batch_progress.current",
+        "fit_loop.epoch_progress.current",
+        "fit_loop.epoch_progress.increment_completed",
+        "fit_loop.epoch_progress.increment_processed",
+        "fit_loop.reset_restart_stage",
+        "fit_loop.restarted_mid_epoch",
+        "received_sigterm",
+        "state.fn",
+        "strategy.launcher",
+    ),
+    "DDPStrategy": ("cluster_environment",),
+    "SubprocessLauncher": ("kill",),
+    "LightningOptimizer": ("_on_after_step", "_on_before_step"),
+    "LightningCLI": ("_get", "_parse_ckpt_path", "_parser"),
+    "RichProgressBar": ("_get_train_description", "_stop_progress"),
+}
+# the progress entries used from a checkpoint
+PROGRESS = {
+    "epoch_loop.batch_progress": ("current.completed", "current.ready", "total.completed", "total.ready"),
+    "epoch_loop.state_dict": ("_batches_that_stepped",),
+    "epoch_progress": ("current.completed", "current.processed", "current.ready", "total.completed", "total.processed", "total.ready"),
+}
 # who may know of Lightning at all
 ROOMS = {"data", "training", "priors", "callbacks", "cli", "lightning_internals"}
 # what Lightning's API reference lists

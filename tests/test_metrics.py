@@ -16,13 +16,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 from gq_lightning.errors import UserError
-from gq_lightning.metrics import METRICS, ReconstructionMetrics, feature_cache, frechet, numbers, psnr, reconstruction
-from gq_lightning.metrics.codebook import collapse
+from gq_lightning.metrics import METRICS, ReconstructionMetrics, frechet, numbers, psnr, reconstruction
+from gq_lightning.metrics.codebook import collapse, expected_usage
 from gq_lightning.metrics.lpips import LPIPS
 from gq_lightning.metrics.ms_ssim import fitting_levels, ms_ssim
 from gq_lightning.metrics.ssim import ssim
 from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
-from gq_lightning.theory import expected_usage
+from gq_lightning.weights import feature_cache, inception
 from gq_lightning.weights.lpips import LPIPS as Network
 
 
@@ -69,7 +69,11 @@ def cheap_features(images, cached=False):
 
 @pytest.fixture
 def cheap_rfid(monkeypatch):
-    monkeypatch.setattr(frechet, "inception_features", cheap_features)
+    monkeypatch.setattr(inception, "inception_features", cheap_features)
+
+
+def distance(*both):
+    return frechet.distance(*(frechet.moments(*of_one) for of_one in both))
 
 
 def on_255(images):
@@ -175,21 +179,21 @@ def test_frechet_distance_against_scipy(counts):
     covariances = numpy.cov(first, rowvar=False), numpy.cov(second, rowvar=False)
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
     expected = ((first.mean(axis=0) - second.mean(axis=0)) ** 2).sum() + numpy.trace(covariances[0] + covariances[1] - 2 * root.real)
-    assert frechet.frechet_distance(moments(first), moments(second)) == pytest.approx(expected, rel=1e-4)
-    assert frechet.frechet_distance(moments(first), moments(first)) == pytest.approx(0, abs=1e-6 * expected)
+    assert distance(moments(first), moments(second)) == pytest.approx(expected, rel=1e-4)
+    assert distance(moments(first), moments(first)) == pytest.approx(0, abs=1e-6 * expected)
 
 
 def test_frechet_distance_of_two_lines_by_hand():
     # variances 1 and 9, means 0 and 2: 2^2 + (3 - 1)^2
     first, second = numpy.array([[-1.0], [1.0], [0.0]]), numpy.array([[-1.0], [5.0], [2.0]])
-    assert frechet.frechet_distance(moments(first), moments(second)) == pytest.approx(8)
-    assert math.isnan(frechet.frechet_distance(moments(first), moments(second * math.nan)))
+    assert distance(moments(first), moments(second)) == pytest.approx(8)
+    assert math.isnan(distance(moments(first), moments(second * math.nan)))
 
 
 def test_rfid_against_numpy_on_the_same_features(monkeypatch):
     images, candidates = pictures(3), noisy(pictures(3), 0.3)
-    seen, real = [], frechet.inception_features
-    monkeypatch.setattr(frechet, "inception_features", lambda batch, cached=False: seen.append(real(batch)) or seen[-1])
+    seen, real = [], inception.inception_features
+    monkeypatch.setattr(inception, "inception_features", lambda batch, cached=False: seen.append(real(batch)) or seen[-1])
     metrics = new(rfid=True)
     for part in (slice(0, 2), slice(2, 3)):
         update(metrics, images[part], candidates[part], random_tokens(3)[part])
@@ -208,22 +212,22 @@ def test_rfid_against_numpy_on_the_same_features(monkeypatch):
 
 def test_inception_sees_images_rounded_to_whole_numbers():
     images = on_255(pictures(1))
-    features = frechet.inception_features(images)
+    features = inception.inception_features(images)
     assert features.dtype == torch.float64
-    assert torch.equal(frechet.inception_features(images.round()), features)
+    assert torch.equal(inception.inception_features(images.round()), features)
 
 
 def test_the_faster_inception_is_torch_fidelity_s(monkeypatch):
     """Folding and layout change the last digits: features by less than 1e-5 of the largest, the distance by less than 1e-3."""
     pairs = [on_255(pictures(4)), on_255(noisy(pictures(4), 0.3))]
-    fast = [frechet.inception_features(images) for images in pairs]
-    monkeypatch.setattr(frechet, "faster", lambda extractor: extractor)
-    monkeypatch.setattr(frechet, "_extractor", functools.cache(frechet._extractor.__wrapped__))
-    plain = [frechet.inception_features(images) for images in pairs]
+    fast = [inception.inception_features(images) for images in pairs]
+    monkeypatch.setattr(inception, "faster", lambda extractor: extractor)
+    monkeypatch.setattr(inception, "_extractor", functools.cache(inception._extractor.__wrapped__))
+    plain = [inception.inception_features(images) for images in pairs]
     for ours, theirs in zip(fast, plain, strict=True):
         assert not torch.equal(ours, theirs)
         assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
-    distances = [frechet.frechet_distance(*(moments(features.numpy()) for features in both)) for both in (fast, plain)]
+    distances = [distance(*(moments(features.numpy()) for features in both)) for both in (fast, plain)]
     assert distances[0] == pytest.approx(distances[1], abs=1e-3)
 
 
@@ -321,12 +325,12 @@ def test_batches_in_and_out_of_inference_mode_add_up():
 
 def test_networks_are_built_once():
     update(new(lpips=True, rfid=True), pictures(1), pictures(1), random_tokens(1))
-    before = frechet._extractor.cache_info().misses
+    before = inception._extractor.cache_info().misses
     update(new(lpips=True, rfid=True), pictures(1), pictures(1), random_tokens(1))
-    assert frechet._extractor.cache_info().misses == before
+    assert inception._extractor.cache_info().misses == before
     state = torch.get_rng_state()
-    frechet._extractor.cache_clear()
-    frechet._extractor(torch.device("cpu"))
+    inception._extractor.cache_clear()
+    inception._extractor(torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -376,7 +380,7 @@ def measure(parts):
 def one_of_two(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    frechet.inception_features = cheap_features
+    inception.inception_features = cheap_features
     Path(folder, f"{rank}.json").write_text(json.dumps(measure([[(0, 3)], [(3, 4), (4, 5)]][rank])))
     torch.distributed.destroy_process_group()
 

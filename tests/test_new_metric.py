@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 import tables
 from arms import Arm
 from gq_lightning.evaluation.evaluate import evaluate, write_metrics
+from gq_lightning.evaluation.report import metrics_table
 from gq_lightning.metrics import METRICS, ImageMetric, Number, reconstruction
-from gq_lightning.metrics.report import metrics_table
 from panels import figure
 from plot import markdown
 from points import Plot, points

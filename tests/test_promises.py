@@ -19,7 +19,6 @@ from gq_lightning.callbacks import Diagnostics
 from gq_lightning.cli.main import main
 from gq_lightning.cli.training import CommandLine
 from gq_lightning.files import RunFolder
-from gq_lightning.tokenizer.checkpoint import load_checkpoint
 from gq_lightning.training.optimization import planned_steps
 from killed import write_pictures
 
@@ -463,7 +462,7 @@ def test_a_checkpoint_option_does_what_lightning_says(options: list[str], files:
     assert main(["fit", *fit, f"--runs={tmp_path}", "--name=a", *options]) == 0
     assert {path.name for path in (tmp_path / "a/checkpoints").iterdir()} == files
     for name in files:
-        load_checkpoint(tmp_path / "a/checkpoints" / name)
+        ImageTokenizer.from_checkpoint(tmp_path / "a/checkpoints" / name)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +496,7 @@ def test_the_best_weights_are_exported(fit: list[str], tmp_path: Path) -> None:
     """The best are the first here, since the learning rate spoils what follows."""
     call = ["fit", *fit, f"--runs={tmp_path}", "--name=a", "--trainer.max_steps=6", "--trainer.val_check_interval=1", "--ema_decay=0.5"]
     assert main([*call, "--export.weights=best", "--checkpoint.mode=min"]) == 0
-    best, last = (load_checkpoint(tmp_path / f"a/checkpoints/{name}.ckpt") for name in ("best", "last"))
+    best, last = (ImageTokenizer.from_checkpoint(tmp_path / f"a/checkpoints/{name}.ckpt") for name in ("best", "last"))
     exported = ImageTokenizer.from_pretrained(tmp_path / "a/tokenizer")
     assert exported.fingerprint == best.fingerprint != last.fingerprint
     step = checkpoint(tmp_path / "a/checkpoints/best.ckpt")["global_step"]

@@ -8,8 +8,7 @@ from small import CONFIGS, small_tokenizer, small_training
 
 from gq_lightning import ImageTokenizer, UserError, read_tokens
 from gq_lightning.cli.main import main
-from gq_lightning.cli.starting import with_start
-from gq_lightning.cli.training import CommandLine
+from gq_lightning.cli.training import CommandLine, with_start
 from gq_lightning.quantizers import FiniteScalarQuantizer, GaussianQuantizer, Quantizer, VectorQuantizer
 from gq_lightning.tokenizer.folder import write_folder
 from gq_lightning.tokens.module import _recorded

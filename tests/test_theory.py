@@ -5,13 +5,9 @@ import torch
 from scipy.integrate import quad
 from torch.distributions import Normal, kl_divergence
 
-from gq_lightning.theory import (
-    deviation_lower_bound,
-    deviation_probability,
-    deviation_upper_bound,
-    expected_usage,
-    kl_bits,
-)
+from bounds import deviation_lower_bound, deviation_probability, deviation_upper_bound
+from gq_lightning.metrics.codebook import expected_usage
+from gq_lightning.quantizers.gaussian import kl_bits
 
 
 def test_kl_bits_agrees_with_torch_distributions():

@@ -53,10 +53,10 @@ def test_no_map_where_there_is_none_to_show(photo: Path, tmp_path: Path) -> None
 def test_a_jpeg_of_as_many_bytes(photo: Path) -> None:
     with Image.open(photo) as picture:
         for most in (900, 1500, 10**6):
-            jpeg, quality = trial._jpeg_within(picture, most)
+            jpeg, quality = trial.jpeg_within(picture, most)
             assert len(jpeg) <= most
             assert quality == 95 or len(trial._encoded(picture, "JPEG", quality=quality + 1, optimize=True)) > most
-        assert trial._jpeg_within(picture, 10)[1] == 1
+        assert trial.jpeg_within(picture, 10)[1] == 1
 
 
 def test_fewer_bits_and_another_tokenizer_s_file(photo: Path, tmp_path: Path) -> None:

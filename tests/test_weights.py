@@ -14,7 +14,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("GQ_LIGHTNING_HOME", str(tmp_path))
     monkeypatch.delenv("GQ_LIGHTNING_OFFLINE", raising=False)
 
-    def unreachable(name, progress):
+    def unreachable(name):
         raise sources.SourceError("cannot be reached")
 
     monkeypatch.setattr(sources, "download", unreachable)
@@ -27,7 +27,7 @@ def alexnet():
 
 
 def as_source(tensors, calls=None):
-    def download(name, progress):
+    def download(name):
         if calls is not None:
             calls.append(name)
         return dict(tensors)
@@ -72,7 +72,7 @@ def test_official_files_give_the_same_content(alexnet, tmp_path, monkeypatch):
     urls = {"alexnet": file.as_uri(), "inception": (tmp_path / "inception.pth").as_uri()}
     monkeypatch.setattr(sources, "URLS", urls)
     for name in urls:
-        assert cache.content_sha256(sources.download(name, progress=False)) == weights.checksum(name)
+        assert cache.content_sha256(sources.download(name)) == weights.checksum(name)
 
 
 def test_official_failures_are_source_errors(tmp_path, monkeypatch):
@@ -80,9 +80,9 @@ def test_official_failures_are_source_errors(tmp_path, monkeypatch):
     urls = {"alexnet": (tmp_path / "broken.pth").as_uri(), "vgg16": (tmp_path / "absent.pth").as_uri()}
     monkeypatch.setattr(sources, "URLS", urls)
     with pytest.raises(sources.SourceError, match="broken.pth cannot be read"):
-        sources.download("alexnet", progress=False)
+        sources.download("alexnet")
     with pytest.raises(sources.SourceError, match="absent.pth cannot be reached"):
-        sources.download("vgg16", progress=False)
+        sources.download("vgg16")
 
 
 def test_urls_are_those_of_the_networks_authors():

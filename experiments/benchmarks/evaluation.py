@@ -36,13 +36,14 @@ from gq_lightning import ImageTokenizer
 from gq_lightning.cli import memory
 from gq_lightning.data import ImageFolder
 from gq_lightning.evaluation.evaluate import evaluate
-from gq_lightning.metrics import METRICS, feature_cache, frechet
+from gq_lightning.metrics import METRICS
+from gq_lightning.weights import feature_cache, inception
 
 SIZES = (64, 256)
 WANTED = {"evaluation, 64": 0.5, "evaluation, 256": 0.6}  # of the plain form
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 FORMS = ("plain", "first", "evaluation", "tokens alone")
-_plain_extractor = functools.cache(frechet._extractor.__wrapped__)
+_plain_extractor = functools.cache(inception._extractor.__wrapped__)
 
 
 @contextmanager
@@ -53,8 +54,8 @@ def plain() -> Iterator[None]:
     library.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
     library.malloc_trim(0)
     with (
-        patch.object(frechet, "faster", lambda extractor: extractor),
-        patch.object(frechet, "_extractor", _plain_extractor),
+        patch.object(inception, "faster", lambda extractor: extractor),
+        patch.object(inception, "_extractor", _plain_extractor),
         patch.object(feature_cache, "remembered", _within_a_batch()),
     ):
         yield

@@ -77,7 +77,7 @@ def forms(mean: Tensor, variance: Tensor, codebook: Tensor) -> dict[str, Callabl
         "product": lambda n: product(query[:n], keys),
     }
     if mean.shape[1] > 1:
-        found["blocked"] = lambda n: blocked.search(double[:n], precision[:n], codebook, 1.0)
+        found["blocked"] = lambda n: blocked.best(double[:n], precision[:n], codebook, 1.0, 1)[:, 0]
     return found
 
 

@@ -117,21 +117,13 @@ def initialize(network: nn.Module) -> None:
 class Level(nn.Module):
     """The residual blocks of one resolution, followed by `resample` to the next."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        blocks: int,
-        attention: bool,
-        groups: int,
-        resample: nn.Module,
-        gradient_checkpointing: bool,
-    ) -> None:
+    gradient_checkpointing = False
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, groups: int, resample: nn.Module) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
         self.blocks = nn.ModuleList(ResidualBlock(before, after, attention, groups) for before, after in pairwise(widths))
         self.resample = resample
-        self.gradient_checkpointing = gradient_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -143,15 +135,7 @@ class Encoder(nn.Module):
     """Images (B, pixels, H, W) to features (B, features, H / 2**(levels - 1), W / 2**(levels - 1)). `widths` go from fine to coarse."""
 
     def __init__(
-        self,
-        pixels: int,
-        features: int,
-        widths: list[int],
-        attention: list[bool],
-        blocks: int,
-        groups: int,
-        gradient_checkpointing: bool,
-        channels: int,
+        self, pixels: int, features: int, widths: list[int], attention: list[bool], blocks: int, groups: int, channels: int
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(pixels, channels, 3, padding=1)
@@ -159,8 +143,8 @@ class Encoder(nn.Module):
         for index, (before, after) in enumerate(pairwise([channels, *widths])):
             coarsest = index == len(widths) - 1
             resample = nn.Identity() if coarsest else Downsample(after)
-            self.levels.append(Level(before, after, blocks, attention[index], groups, resample, gradient_checkpointing))
-        self.middle = Level(widths[-1], widths[-1], 2, False, groups, nn.Identity(), gradient_checkpointing)
+            self.levels.append(Level(before, after, blocks, attention[index], groups, resample))
+        self.middle = Level(widths[-1], widths[-1], 2, False, groups, nn.Identity())
         self.norm_out = normalization(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], features, 3, padding=1)
 
@@ -174,24 +158,15 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (B, latents, h, w) to images. `widths` and `levels` go from coarse to fine; a level has one block more than the encoder's."""
 
-    def __init__(
-        self,
-        pixels: int,
-        latents: int,
-        widths: list[int],
-        attention: list[bool],
-        blocks: int,
-        groups: int,
-        gradient_checkpointing: bool,
-    ) -> None:
+    def __init__(self, pixels: int, latents: int, widths: list[int], attention: list[bool], blocks: int, groups: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(latents, widths[0], 3, padding=1)
-        self.middle = Level(widths[0], widths[0], 2, False, groups, nn.Identity(), gradient_checkpointing)
+        self.middle = Level(widths[0], widths[0], 2, False, groups, nn.Identity())
         self.levels = nn.ModuleList()
         for index, (before, after) in enumerate(pairwise([widths[0], *widths])):
             finest = index == len(widths) - 1
             resample = nn.Identity() if finest else Upsample(after)
-            self.levels.append(Level(before, after, blocks + 1, attention[index], groups, resample, gradient_checkpointing))
+            self.levels.append(Level(before, after, blocks + 1, attention[index], groups, resample))
         self.norm_out = normalization(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], pixels, 3, padding=1)
 
@@ -269,9 +244,11 @@ class UNet(Backbone):
         self.init_args["image_size"] = shortened(image_size)
         attention = [min(sides(image_size)) // (pixel_unshuffle * 2**index) in attention_resolutions for index in range(len(widths))]
         self.pixel_unshuffle, pixels = pixel_unshuffle, 3 * pixel_unshuffle**2
-        common = (blocks, norm_groups, gradient_checkpointing)
-        self.encoder: Encoder = Encoder(pixels, encoder_channels, widths, attention, *common, channels)
-        self.decoder: Decoder = Decoder(pixels, latent_channels, widths[::-1], attention[::-1], *common)
+        self.encoder: Encoder = Encoder(pixels, encoder_channels, widths, attention, blocks, norm_groups, channels)
+        self.decoder: Decoder = Decoder(pixels, latent_channels, widths[::-1], attention[::-1], blocks, norm_groups)
+        for level in self.modules():
+            if isinstance(level, Level):
+                level.gradient_checkpointing = gradient_checkpointing
         initialize(self)
 
     def encode(self, images: Tensor) -> Tensor:

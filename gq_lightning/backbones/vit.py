@@ -15,16 +15,6 @@ from gq_lightning.construction import Size, check_cost, shortened, sides
 from gq_lightning.errors import UserError
 
 
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, 3, H, W) to patches (B, h * w, 3 * patch_size**2), each flattened in the order channel, row, column."""
-    return to_sequence(F.pixel_unshuffle(images, patch_size))
-
-
-def unpatchify(patches: Tensor, patch_size: int, height: int) -> Tensor:
-    """The inverse of `patchify`, for a grid of `height` rows of patches."""
-    return F.pixel_shuffle(to_map(patches, height), patch_size)
-
-
 def to_sequence(grid: Tensor) -> Tensor:
     """(B, C, h, w) to (B, h * w, C)."""
     return grid.flatten(2).transpose(1, 2)
@@ -68,7 +58,9 @@ class Encoder(nn.Module):
         self.linear_out = nn.Linear(width, features)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.transformer(self.linear_in(patchify(images, self.patch_size)))
+        # (B, h * w, 3 * patch_size**2), each patch in the order channel, row, column
+        patches = to_sequence(F.pixel_unshuffle(images, self.patch_size))
+        x = self.transformer(self.linear_in(patches))
         return to_map(self.linear_out(x), images.shape[2] // self.patch_size)
 
 
@@ -85,7 +77,8 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.transformer(self.linear_in(to_sequence(latents)))
-        return unpatchify(self.linear_out(torch.tanh(self.head(x))), self.patch_size, latents.shape[2])
+        patches = self.linear_out(torch.tanh(self.head(x)))
+        return F.pixel_shuffle(to_map(patches, latents.shape[2]), self.patch_size)
 
 
 class VisionTransformer(Backbone):

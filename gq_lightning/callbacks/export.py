@@ -11,13 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
-from gq_lightning.callbacks.watching.dashboard import compared
 from gq_lightning.data import ImageDataModule
+from gq_lightning.data.pictures.reading import save_picture
 from gq_lightning.errors import UserError
-from gq_lightning.evaluation.evaluate import draw, evaluate, save_picture, some_images, write_metrics
+from gq_lightning.evaluation.evaluate import draw, evaluate, some_images, write_metrics
+from gq_lightning.evaluation.report import compared, metrics_table
 from gq_lightning.files import RunFolder
-from gq_lightning.metrics.codebook import collapse
-from gq_lightning.metrics.report import metrics_table
 from gq_lightning.training.module import TokenizerTraining, last_step
 
 
@@ -91,5 +90,3 @@ class Export(Callback):
         )
         for path in (run.metrics, run.reconstructions, run.tokenizer):
             console.print(f"  {path}", soft_wrap=True)
-        if (warning := collapse(values)) is not None:
-            console.print(warning, style="bold red")

@@ -14,56 +14,41 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import SaveConfigCallback
 
-from gq_lightning.callbacks.acceleration import Acceleration
-from gq_lightning.callbacks.export import Export
-from gq_lightning.callbacks.gaussian_quant import GaussianQuant
-from gq_lightning.callbacks.surviving.exact_resume import ExactResume
-from gq_lightning.callbacks.surviving.last_checkpoint import LastCheckpoint
-from gq_lightning.callbacks.surviving.lost_ranks import LostRanks
-from gq_lightning.callbacks.surviving.preemption import Preemption
-from gq_lightning.callbacks.tdc import TDC
-from gq_lightning.callbacks.token_writer import TokenWriter
-from gq_lightning.callbacks.watching.advice import Advice
-from gq_lightning.callbacks.watching.broken_pictures import BrokenPictures
-from gq_lightning.callbacks.watching.dashboard import Dashboard
-from gq_lightning.callbacks.watching.diagnostics import Diagnostics
-from gq_lightning.callbacks.watching.non_finite import NonFinite
-from gq_lightning.callbacks.watching.outset import Outset
-from gq_lightning.callbacks.watching.reconstructions import Reconstructions
+from gq_lightning import callbacks as ours
 from gq_lightning.quantizers.base import PosteriorQuantizer, Quantizer
 
 # class -> the reason for its place; a subclass has the place of its nearest base class
 ORDER: dict[type[Callback], str] = {
     BatchSizeFinder: "tries steps before training begins; Lightning requires it first",
     LearningRateFinder: "the same",
-    ExactResume: "seeds the step before any other callback uses random numbers",
-    NonFinite: "stops at a non-finite step before any other callback uses it",
+    ours.ExactResume: "seeds the step before any other callback uses random numbers",
+    ours.NonFinite: "stops at a non-finite step before any other callback uses it",
     LearningRateMonitor: "reports; any place works",
-    Dashboard: "reports; any place works",
-    Reconstructions: "reports; any place works",
-    Diagnostics: "reports; any place works",
-    BrokenPictures: "reports; any place works",
-    Outset: "reports; any place works",
-    TokenWriter: "writes only in predict; any place works",
+    ours.Dashboard: "reports; any place works",
+    ours.Reconstructions: "reports; any place works",
+    ours.Diagnostics: "reports; any place works",
+    ours.BrokenPictures: "reports; any place works",
+    ours.Outset: "reports; any place works",
+    ours.TokenWriter: "writes only in predict; any place works",
     ProgressBar: "must be gone before a later callback prints its final message",
-    Preemption: "lets the ranks agree to stop before LastCheckpoint checks",
-    LostRanks: "after Preemption, because a rank that was told to stop is not lost",
+    ours.Preemption: "lets the ranks agree to stop before LastCheckpoint checks",
+    ours.LostRanks: "after Preemption, because a rank that was told to stop is not lost",
     WeightAveraging: "puts the averages in place before conversion and export, and copies the model before it is compiled",
     Callback: "TDC, GaussianQuant, PriorExport and any other, in the given order; those that the quantizer needs come first",
-    Export: "writes and measures the tokenizer after the post-training hooks have converted it",
-    Advice: "reads the multipliers after TDC has moved them",
-    Acceleration: "compiles the model after all copies of it are made",
+    ours.Export: "writes and measures the tokenizer after the post-training hooks have converted it",
+    ours.Advice: "reads the multipliers after TDC has moved them",
+    ours.Acceleration: "compiles the model after all copies of it are made",
     SaveConfigCallback: "marks the folder as a run after all others have agreed to start",
     Checkpoint: "saves the state after all others have finished the step; Lightning requires checkpoints last",
     ModelCheckpoint: "the same",
-    LastCheckpoint: "records which checkpoint is the best",
+    ours.LastCheckpoint: "records which checkpoint is the best",
 }
 _PLACES = {kind: place for place, kind in enumerate(ORDER)}
 
 
 def needed(quantizer: Quantizer, given: Iterable[Callback]) -> list[Callback]:
     """The callbacks that a quantizer's method requires and that are not given."""
-    kinds = (TDC, GaussianQuant) if isinstance(quantizer, PosteriorQuantizer) else ()
+    kinds = (ours.TDC, ours.GaussianQuant) if isinstance(quantizer, PosteriorQuantizer) else ()
     return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in given)]
 
 

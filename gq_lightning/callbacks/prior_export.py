@@ -7,13 +7,12 @@ import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from torchvision.utils import make_grid
 
-from gq_lightning.data import to_picture
+from gq_lightning.data.pictures.reading import save_picture
 from gq_lightning.errors import UserError
-from gq_lightning.evaluation.evaluate import save_picture, write_metrics
+from gq_lightning.evaluation.evaluate import write_metrics
 from gq_lightning.files import RunFolder
-from gq_lightning.priors.generation import generate
+from gq_lightning.priors.generation import sheet
 from gq_lightning.priors.training import PriorTraining
 from gq_lightning.tokenizer import ImageTokenizer
 
@@ -52,9 +51,7 @@ class PriorExport(Callback):
         facts = {"seconds": seconds, "steps": trainer.global_step, "prior_fingerprint": prior.fingerprint}
         write_metrics(run.metrics, values, PROTOCOL, data.protocol(), **facts)
         if self.samples:
-            labels = [number % len(prior.classes) if prior.classes else -1 for number in range(self.samples)]
-            images = list(generate(prior, tokenizer.to(pl_module.device), labels))
-            save_picture(to_picture(make_grid(images, nrow=8, pad_value=1)), run.samples)
+            save_picture(sheet(prior, tokenizer.to(pl_module.device), self.samples), run.samples)
         parts = (values[name] for name in ("bits_per_pixel", "bits_per_pixel_counts", "bits_per_pixel_uniform"))
         console = Console(markup=False, emoji=False)
         console.print("bits per pixel of held-out pictures: {:.4f}; by counts of tokens {:.4f}; all tokens alike {:.4f}".format(*parts))

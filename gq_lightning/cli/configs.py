@@ -13,11 +13,8 @@ def packaged() -> Path:
 
 
 def find_config(name: str) -> str:
-    """The path of a config: `name` if it exists, else the packaged file, so that configs/demo.yaml works from any folder.
-
-    Raises:
-        UserError: neither exists; the message suggests similar names.
-    """
+    """The path of a config: `name` if it exists, else the packaged file, so that configs/demo.yaml works from any folder. Raises UserError
+    if neither exists; the message suggests similar names."""
     if Path(name).exists() or not name.endswith((".yaml", ".yml")):
         return name
     folder = packaged()

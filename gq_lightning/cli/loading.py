@@ -15,29 +15,15 @@ MOST_THREADS = 1024  # starting more may kill the process
 
 
 def load_tokenizer(name: str, device: str, threads: int | None) -> ImageTokenizer:
-    """The tokenizer from a folder or the hub, on a device.
-
-    Args:
-        name: see `ImageTokenizer.from_pretrained`.
-        device, threads: see `choose_device`.
-
-    Raises:
-        UserError: there is no such tokenizer or no such device.
-    """
+    """The tokenizer of a name, see `ImageTokenizer.from_pretrained`, on a device, see `choose_device`. Raises UserError if there is
+    none."""
     chosen = choose_device(device, threads)
     return ImageTokenizer.from_pretrained(name).to(chosen)
 
 
 def choose_device(device: str, threads: int | None) -> torch.device:
-    """The device by its name, tried out; sets the number of threads.
-
-    Args:
-        device: a torch device, or "auto" for a GPU if there is one.
-        threads: CPU threads; None keeps torch's setting.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """A torch device by its name, tried out; `auto` is a GPU if there is one. Sets the number of CPU threads, unless it is None. Raises
+    UserError if there is no such device."""
     if threads is not None:
         if not 1 <= threads <= MOST_THREADS:
             raise UserError(f"--threads {threads}: give 1 to {MOST_THREADS}, ideally the number of cores")
@@ -54,15 +40,8 @@ def choose_device(device: str, threads: int | None) -> torch.device:
 
 
 def load_coder(prior: str | None, tokenizer: ImageTokenizer | None, source: str) -> "PriorCoder | None":
-    """The coder of a prior from a folder or the hub, None for no prior.
-
-    Args:
-        tokenizer: whose tokens the prior must have been trained on; None accepts any.
-        source: the tokenizer's name in messages.
-
-    Raises:
-        UserError: there is no such prior, or it belongs to another tokenizer.
-    """
+    """The coder of a prior from a folder or the hub, None for no prior. It must belong to the tokenizer, of which `source` is the name in
+    messages; None accepts any. Raises UserError."""
     if prior is None:
         return None
     from gq_lightning.priors import Prior

@@ -51,12 +51,8 @@ LEAST = {
 
 
 def check_options(option: Callable[[str], Any], replaced: Mapping[str, Replaced]) -> None:
-    """Raises UserError for an option that would be ignored, do harm, or fail later.
-
-    Args:
-        option: returns the value of an option by its name.
-        replaced: options that this kind of training refuses in addition to REPLACED.
-    """
+    """Raises UserError for an option that would be ignored, do harm, or fail later. `option` returns the value of an option by its name;
+    `replaced` are refused in addition to REPLACED."""
     for name, (harmless, cure) in (REPLACED | dict(replaced)).items():
         if (value := option(name)) not in harmless:
             raise UserError(f"{name}: {value if isinstance(value, bool | int | float | str) else 'given'}: {cure}")
@@ -82,12 +78,8 @@ def check_options(option: Callable[[str], Any], replaced: Mapping[str, Replaced]
 
 
 def check_linked(args: Sequence[str], links: Mapping[str, str | Sequence[str]]) -> None:
-    """Raises UserError for an option that is computed from others, which jsonargparse would overwrite without a word.
-
-    Args:
-        args: the command line, with its configs as files or inline.
-        links: of each computed option, those that decide it.
-    """
+    """Raises UserError for an option in the command line, or in its configs, that is computed from others, which jsonargparse would
+    overwrite without a word. `links` gives, of each computed option, those that decide it."""
     targets = {_path(target): target for target in links}
     for place, text in enumerate(args):
         option, equals, value = text.partition("=")

@@ -49,13 +49,8 @@ class SaveConfig(SaveConfigCallback):
 
 
 class RunCommandLine(OwnOptions):
-    """`fit`, `validate`, `test` and `predict` of one training module on one kind of data.
-
-    Attributes:
-        module, data: the two classes.
-        monitor: the metric that chooses the best checkpoint, and "max" or "min".
-        replaced: options that this module refuses in addition to those of every run, see `options`.
-    """
+    """`fit`, `validate`, `test` and `predict` of one training module on one kind of data. `monitor` is the metric that chooses the best
+    checkpoint, and "max" or "min"; `replaced` are options that it refuses in addition to those of every run, see `options`."""
 
     module: ClassVar[type[LightningModule]]
     data: ClassVar[type[LightningDataModule]]
@@ -242,11 +237,7 @@ def refused(error: BaseException) -> UserError:
 
 
 def call(command_line: Callable[[list[str]], object], args: list[str], name: str) -> None:
-    """Runs a command; `name` is its name in messages.
-
-    Raises:
-        UserError: the arguments do not fit the parser or one another.
-    """
+    """Runs a command; `name` is its name in messages. Raises UserError if the arguments do not fit the parser or one another."""
     # an advertisement, and advice about workers that pictures in memory do not need
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

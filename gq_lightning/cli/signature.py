@@ -5,7 +5,8 @@
     COMMAND IMAGES [IMAGES ...] --out OUT [--size SIZE] [--deterministic]
 
 Positional parameters become positional arguments. Keyword parameters become options, required if they have no default. A bool becomes
---NAME and --no_NAME. A trailing underscore is dropped: `from_` is --from. jsonargparse checks the types.
+--NAME and --no_NAME. A trailing underscore is dropped: `from_` is --from. A parameter without a text in the docstring has that of `TEXTS`.
+jsonargparse checks the types.
 """
 
 import inspect
@@ -19,6 +20,13 @@ from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from gq_lightning.errors import UserError
 
+# of the options that several commands have
+TEXTS = {
+    "tokenizer": "a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub",
+    "device": "torch device; auto is a GPU if there is one",
+    "threads": "CPU threads",
+}
+
 
 class _Parser(ArgumentParser):
     def format_help(self, *args: Any, **kwargs: Any) -> str:
@@ -28,7 +36,7 @@ class _Parser(ArgumentParser):
 def parser_of(function: Callable[..., None], command: str) -> ArgumentParser:
     """The parser of `function`'s arguments, with the help texts from ``Args:`` in its docstring."""
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
-    texts = {parameter.arg_name: parameter.description for parameter in documentation.params}
+    texts = TEXTS | {parameter.arg_name: parameter.description for parameter in documentation.params}
     parser = _Parser(
         prog=f"python -m gq_lightning {command}", description=documentation.short_description, exit_on_error=False, allow_abbrev=False
     )
@@ -62,11 +70,8 @@ def _plain(value: Any) -> Any:
 
 
 def parse(function: Callable[..., None], command: str, args: list[str]) -> tuple[list[Any], dict[str, Any]]:
-    """The positional and keyword arguments for `function` from a command line. Options may also be written with hyphens.
-
-    Raises:
-        UserError: an argument is unknown, missing or of the wrong type.
-    """
+    """The positional and keyword arguments for `function` from a command line. Options may also be written with hyphens. Raises UserError
+    if an argument is unknown, missing or of the wrong type."""
     parser = parser_of(function, command)
     args = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), text) for text in args]
     try:

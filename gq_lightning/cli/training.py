@@ -3,6 +3,7 @@
 This module links the arguments so that a width or an image size is given once, and lists the callbacks of these runs.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -14,15 +15,16 @@ from rich.console import Console
 
 from gq_lightning.callbacks import Advice, BrokenPictures, Diagnostics, Export, NonFinite, Reconstructions, TokenWriter
 from gq_lightning.callbacks.order import needed
-from gq_lightning.callbacks.watching.dashboard import Charts, charts_of_tokenizers, compared
+from gq_lightning.callbacks.watching.dashboard import Charts, charts_of_tokenizers
 from gq_lightning.cli.options import OF_TOKENIZERS
 from gq_lightning.cli.runs import RunCommandLine, call
-from gq_lightning.cli.starting import load_start, with_start
 from gq_lightning.data import ImageDataModule, Size, shortened, spelled
 from gq_lightning.errors import UserError
+from gq_lightning.evaluation.report import compared
 from gq_lightning.evaluation.summary import Format, render, summarize
+from gq_lightning.tokenizer import ImageTokenizer
 from gq_lightning.training.module import TokenizerTraining, Trained
-from gq_lightning.training.starting import start_from
+from gq_lightning.training.starting import model_config, start_from
 
 
 class CommandLine(RunCommandLine):
@@ -116,6 +118,27 @@ class SummaryCommand(CommandLine):
             print(rendered)  # for other programs, or to paste: neither wrapped nor coloured
         else:
             Console(markup=False, emoji=False).print(rendered)
+
+
+def with_start(args: list[str]) -> list[str]:
+    """A command line in which each --init_from is preceded by the config of its tokenizer's model, so that what stands behind it wins.
+    Raises UserError if there is no such tokenizer."""
+    found = list(args)
+    for place in reversed(range(len(args))):
+        option, equals, value = args[place].partition("=")
+        if option == "--init_from" and (equals or args[place + 1 :]):
+            name = value if equals else args[place + 1]
+            if name != "null":
+                found.insert(place, f"--config={json.dumps(model_config(load_start(name)))}")
+    return found
+
+
+def load_start(name: str) -> ImageTokenizer:
+    """The tokenizer that `--init_from` names. Raises UserError."""
+    try:
+        return ImageTokenizer.from_pretrained(name)
+    except UserError as error:
+        raise UserError(f"--init_from {error}") from error
 
 
 def run(args: list[str]) -> None:

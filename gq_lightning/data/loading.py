@@ -35,15 +35,13 @@ class Guarded(Dataset[Tensor | UserError | None]):
     """A picture set that warns about each broken picture once, and counts them.
 
     Args:
-        pictures: the set.
         when_broken: `replace` returns the next readable picture, `leave out` returns None, `stop` returns the error.
         max_broken: if more than this share of the pictures drawn are broken, `replace` returns an error. A picture counts as drawn only
             if it was requested, not if it replaced another. Otherwise the search for a replacement in one folder of broken pictures would
             make the whole set look broken.
 
     Attributes:
-        broken: (len,) uint8 in memory shared with the worker processes, 1 for a broken picture.
-        drawn: likewise, 1 for a picture that was requested.
+        broken, drawn: (len,) uint8 in memory shared with the worker processes, 1 for a broken and for a requested picture.
     """
 
     def __init__(self, pictures: PictureSet, when_broken: WhenBroken, max_broken: float = 1.0) -> None:
@@ -53,9 +51,6 @@ class Guarded(Dataset[Tensor | UserError | None]):
 
     def __len__(self) -> int:
         return len(self.pictures)
-
-    def name(self, index: int) -> str:
-        return self.pictures.name(index)
 
     def __getitem__(self, place: int | Place) -> Tensor | UserError | None:
         """The picture with this index; for a place, cropped with the random numbers of the place."""
@@ -88,7 +83,7 @@ class Guarded(Dataset[Tensor | UserError | None]):
 
     def all_broken(self) -> UserError:
         return UserError(
-            f"none of the {len(self)} pictures of {self.pictures.split} can be read, {self.name(0)} among them: see the warnings"
+            f"none of the {len(self)} pictures of {self.pictures.split} can be read, {self.pictures.name(0)} among them: see the warnings"
         )
 
 

@@ -27,13 +27,10 @@ class ResumableDataModule(LightningDataModule, ABC):
     """Batches of a training set, shuffled by the seed, and of an evaluation set, in order. The items are pictures or their tokens.
 
     A checkpoint holds the seed and the position in the epoch, so a resumed training sees the same pictures as an uninterrupted one.
-
-    Args:
-        batch_size: pictures in a training batch, on each device.
-        evaluation_batch_size: pictures in an evaluation batch; null takes batch_size.
-        workers: processes that read, at most one per core.
-        collate: makes a batch from a list of items.
     """
+
+    _training: Any  # indexed by places, see `order`
+    _evaluation: Any
 
     def __init__(self, batch_size: int, evaluation_batch_size: int | None, workers: int, collate: Callable[[list[Any]], Any]) -> None:
         super().__init__()
@@ -46,16 +43,6 @@ class ResumableDataModule(LightningDataModule, ABC):
             raise UserError(f"data.workers {workers}: give 0 (the main process reads) or more")
         self._training_loader: Loader | None = None
         self._resumed: dict[str, int] | None = None
-
-    @property
-    @abstractmethod
-    def _training(self) -> Any:
-        """The training set, indexed by places, see `order`."""
-
-    @property
-    @abstractmethod
-    def _evaluation(self) -> Any:
-        """The evaluation set."""
 
     @property
     def pictures(self) -> tuple[int, int]:
@@ -100,11 +87,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         sampler = InTurn(self._evaluation, count, rank()) if count > 1 else None
         return self._loader(self._evaluation, self.evaluation_batch_size, sampler=sampler)
 
-    def test_dataloader(self) -> Loader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> Loader:
-        return self.val_dataloader()
+    test_dataloader = predict_dataloader = val_dataloader
 
     def _order(self) -> Shuffled:
         return Shuffled(self._training, ranks(), rank(), self.seed)
@@ -169,11 +152,11 @@ class ImageDataModule(ResumableDataModule):
         """The pictures to evaluate: the same tensors in the same order every time."""
 
     @cached_property
-    def _training(self) -> Guarded:  # type: ignore[override]
+    def _training(self) -> Guarded:
         return Guarded(self.training_set(), "replace", self.max_broken)
 
     @cached_property
-    def _evaluation(self) -> Guarded:  # type: ignore[override]
+    def _evaluation(self) -> Guarded:
         return Guarded(self.evaluation_set(), "leave out" if self.skip_broken else "stop")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -210,7 +193,7 @@ class ImageDataModule(ResumableDataModule):
         order = self._order()
         order.set_epoch(epoch)
         order.start = (self._training_loader or self.train_dataloader()).pictures_before(epoch, batch)
-        return [self._training.name(index) for index, _ in islice(order, self.batch_size)]
+        return [self._training.pictures.name(index) for index, _ in islice(order, self.batch_size)]
 
 
 def cores() -> int:

@@ -18,13 +18,8 @@ Place = tuple[int, int]  # index of a picture, seed of its random numbers
 
 
 class Shuffled(DistributedSampler[Place]):
-    """The places of one rank. It is a DistributedSampler, because Lightning keeps those and sets their epoch.
-
-    Args:
-        pictures: the training set.
-        ranks: processes that share each batch; a remainder of places at the end is dropped.
-        rank: number of this process.
-        seed: of all epochs.
+    """The places of one rank; a remainder at the end is dropped. It is a DistributedSampler, because Lightning keeps those and sets their
+    epoch.
 
     Attributes:
         start: number of places, over all ranks, that the next iteration skips at the beginning of the epoch.
@@ -46,13 +41,8 @@ class Shuffled(DistributedSampler[Place]):
 
 
 class InTurn(DistributedSampler[int]):
-    """All pictures in order, each on exactly one rank. torch's own sampler repeats pictures if ranks do not divide their number.
-
-    Args:
-        pictures: the evaluation set.
-        ranks: processes that share it; the first ones may have one picture more.
-        rank: number of this process.
-    """
+    """All pictures in order, each on exactly one rank; the first ranks may have one more. torch's own sampler repeats pictures if ranks do
+    not divide their number."""
 
     def __init__(self, pictures: Dataset[Any], ranks: int, rank: int) -> None:
         super().__init__(pictures, num_replicas=ranks, rank=rank, shuffle=False)

@@ -3,14 +3,13 @@
 from importlib.resources import as_file, files
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from gq_lightning.construction import Size, sides
 from gq_lightning.data.module import ImageDataModule
-from gq_lightning.data.pictures.reading import BrokenImage, load_picture, resize_shorter, scale_pixels
+from gq_lightning.data.pictures.reading import BrokenImage, load_picture, resize_shorter, scale_pixels, to_pixels
 from gq_lightning.data.sets import PictureSet, written
 from gq_lightning.errors import UserError
 
@@ -79,7 +78,7 @@ class GridCrops(PictureSet):
         self.bytes: list[int] = []
         for name in HELD_OUT:
             picture, stored = _load(name)
-            parts = _pixels(resize_shorter(picture, side)).unfold(1, height, height).unfold(2, width, width)
+            parts = to_pixels(resize_shorter(picture, side)).contiguous().unfold(1, height, height).unfold(2, width, width)
             rows, columns = parts.shape[1:3]
             crops.append(parts.permute(1, 2, 0, 3, 4).flatten(0, 1))
             self.names += [f"{name}/{row}-{column}" for row in range(rows) for column in range(columns)]
@@ -109,7 +108,7 @@ class RandomCrops(PictureSet):
         self.sides, self.count, self.augment = sides(size), count, augment
         self.split, self.resize, self.crop = "training photographs", "several scales", "random, random flip"
         largest, pictures = max(self.sides), [picture for picture, _ in map(_load, TRAINING)]
-        self.photographs = [_pixels(resize_shorter(picture, side)) for picture in pictures for side in _scales(picture, largest)]
+        self.photographs = [to_pixels(resize_shorter(picture, side)) for picture in pictures for side in _scales(picture, largest)]
         if not self.photographs:
             raise UserError(f"data.image_size {size} is larger than all photographs: lower it, or use another data set")
 
@@ -158,10 +157,6 @@ def _scales(picture: Image.Image, size: int) -> list[int]:
 
 def _below(bound: int) -> int:
     return int(torch.randint(bound, ()))
-
-
-def _pixels(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def _load(name: str) -> tuple[Image.Image, int]:

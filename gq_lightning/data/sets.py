@@ -83,15 +83,11 @@ def fingerprint(pictures: PictureSet) -> str:
 
 
 class StoredSet(PictureSet):
-    """Encoded pictures, read on access.
+    """Encoded pictures, read on access, by as many threads as `readers` at the same time.
 
     Args:
         names: of the pictures, with forward slashes.
         crop: CenterCrop or TrainingCrop, which cuts an image from an upright RGB picture.
-        split: see PictureSet.
-
-    Attributes:
-        readers: number of threads that may read at the same time.
     """
 
     readers = 16

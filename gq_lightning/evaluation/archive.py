@@ -17,20 +17,18 @@ from torch import Tensor
 
 from gq_lightning.errors import UserError
 from gq_lightning.files import open_regular
-from gq_lightning.metrics import frechet
+from gq_lightning.metrics.frechet import Moments
 
 PICTURES = "arr_0"
 LARGEST_SIDE = 2**12
+POOLED, SPATIAL = 2048, 2023  # lengths of the means
 
 
 class Archive:
-    """An .npz file in ADM's format.
+    """An .npz file in ADM's format. Raises UserError if the file cannot be read, or has neither pictures nor statistics.
 
     Attributes:
         shape: N, H and W of its pictures; None if it has none.
-
-    Raises:
-        UserError: the file cannot be read, or has neither pictures nor statistics.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,12 +56,12 @@ class Archive:
                 pixels = np.frombuffer(member.read(batch * height * width * 3), np.uint8).reshape(batch, height, width, 3)
                 yield torch.from_numpy(pixels.copy()).movedim(-1, 1)
 
-    def moments(self) -> tuple[frechet.Moments | None, frechet.Moments | None]:
+    def moments(self) -> tuple[Moments | None, Moments | None]:
         """Mean and covariance of the pooled and of the spatial features, None where the file has none. Raises UserError."""
         with self._opened() as archive:
-            return self._moments(archive, "mu", "sigma", frechet.FEATURES), self._moments(archive, "mu_s", "sigma_s", frechet.SPATIAL)
+            return self._moments(archive, "mu", "sigma", POOLED), self._moments(archive, "mu_s", "sigma_s", SPATIAL)
 
-    def _moments(self, archive: zipfile.ZipFile, mean: str, covariance: str, length: int) -> frechet.Moments | None:
+    def _moments(self, archive: zipfile.ZipFile, mean: str, covariance: str, length: int) -> Moments | None:
         if not {mean, covariance} & self.names:
             return None
         found = []

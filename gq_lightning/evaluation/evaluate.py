@@ -1,7 +1,6 @@
 """Evaluation for the end of fit and the command line: measure the decoded tokens, write the metrics, draw reconstructions."""
 
 import contextlib
-import io
 import json
 import os
 import platform
@@ -37,17 +36,12 @@ def evaluate(
     gaussian: bool = True,
     tile: int | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics of a tokenizer on batches of images (B, 3, H, W) in [-1, 1] or uint8, of one size or of several.
+    """Metrics, by name, of a tokenizer on batches of images (B, 3, H, W) in [-1, 1] or uint8, of one size or of several; and their
+    protocol.
 
-    `gaussian` measures the images decoded from the posterior mean too, `gaussian_rfid` their rFID as well.
-    Images beside the tokenizer's grid are extended by reflection, and their reconstructions cut back, as by `encode --fit pad`.
-    With torch.distributed, each rank passes its own batches and receives the metrics of all images.
-
-    Returns:
-        The metrics by name, and their protocol.
-
-    Raises:
-        UserError: there is no image.
+    `gaussian` measures the images decoded from the posterior mean too, `gaussian_rfid` their rFID as well. Images beside the tokenizer's
+    grid are extended by reflection, and their reconstructions cut back, as by `encode --fit pad`. With torch.distributed, each rank passes
+    its own batches and receives the metrics of all images. Raises UserError if there is no image.
     """
     training = tokenizer.training
     tokenizer.eval()
@@ -90,13 +84,8 @@ def write_metrics(path: Path, values: Mapping[str, Any], protocol: Mapping[str, 
 
 
 def draw(images: Tensor, result: Reconstruction, scale: int | None = None) -> Image.Image:
-    """An image with labelled rows: original, Gaussian (decoded from the posterior mean, if there is one), quantised.
-
-    Args:
-        images: (B, 3, H, W) in [-1, 1], one column each.
-        result: their reconstructions.
-        scale: integer enlargement; None enlarges small images to about 128 pixels.
-    """
+    """An image with labelled rows and a column for each image (B, 3, H, W) in [-1, 1]: original, Gaussian (decoded from the posterior mean,
+    if there is one), quantised. `scale` is an integer enlargement; None enlarges small images to about 128 pixels."""
     rows = [("original", images), ("quantised", result.images)]
     if result.gaussian is not None:
         rows.insert(1, ("Gaussian", result.gaussian))
@@ -130,10 +119,3 @@ def some_images(dataset: PictureSet, count: int) -> Tensor:
     if not found:
         raise UserError("the evaluation set has no readable image: repair its pictures, or give another")
     return torch.stack(found)
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG atomically."""
-    encoded = io.BytesIO()
-    picture.save(encoded, format="PNG")
-    write_whole(path, encoded.getvalue())

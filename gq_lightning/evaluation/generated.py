@@ -1,12 +1,13 @@
 """Measures generated pictures against a reference: a folder of pictures, or an .npz file of pictures or statistics in ADM's format."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from rich.table import Table
 from torch import Tensor
 
 from gq_lightning.data.module import ImageDataModule
@@ -17,7 +18,7 @@ from gq_lightning.data.sets import CenterCrop, FileSet, PictureSet
 from gq_lightning.errors import UserError
 from gq_lightning.evaluation.archive import Archive
 from gq_lightning.evaluation.evaluate import SHEET, TOLD
-from gq_lightning.metrics.generation import Seen, generation_metrics, head_of_inception, protocol, see
+from gq_lightning.metrics.generation import NUMBERS, Seen, generation_metrics, protocol, see
 from gq_lightning.metrics.reconstruction import to_255
 
 
@@ -51,12 +52,9 @@ class Pictures(ImageDataModule):
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures to measure.
+    """Pictures to measure: `count` squares of `size` pixels at `name`.
 
     Attributes:
-        name: path, for messages.
-        size: side of the square pictures.
-        count: number of pictures.
         batches: makes batches (B, 3, size, size) on the scale 0..255.
         told: description for JSON, without machine paths; complete when all batches have been read.
     """
@@ -71,15 +69,12 @@ class Source:
 def evaluate_generated(
     generated: Path, reference: Path, device: torch.device, **options: Any
 ) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
-    """The metrics, their protocol, and a description of the pictures.
+    """The metrics, their protocol, and a description of the pictures. Raises UserError if there are fewer than two pictures, sizes differ,
+    or a file is broken.
 
     Args:
         generated: folder of square pictures of one size, or an .npz file of them.
         reference: the same, or an .npz file with statistics. The pictures of a folder are resized and cropped to the generated ones.
-        options: batch_size, workers and skip_broken of the data modules.
-
-    Raises:
-        UserError: there are fewer than two pictures, sizes differ, or a file is broken.
     """
     ours = _source(generated, None, **options)
     archive = Archive(reference) if reference.suffix == ".npz" else None
@@ -90,10 +85,16 @@ def evaluate_generated(
     if pooled is not None:  # of more pictures than the file has
         other = Seen(None if other is None else other.pooled, pooled, spatial)
     assert other is not None  # an archive without pictures has statistics
-    head = head_of_inception()
-    values = generation_metrics(seen, other, head)
+    values, left_out = generation_metrics(seen, other)
     told = {"generated": ours.told(), "reference": ({} if theirs is None else theirs.told()) | {"published_statistics": pooled is not None}}
-    return values, protocol(values, other, head), told
+    return values, protocol(left_out), told
+
+
+def generation_table(values: Mapping[str, float], title: str) -> Table:
+    table = Table("metric", "value", title=title, title_justify="left")
+    for number in NUMBERS:
+        table.add_row(number.heading, number.show(values[number.name]) if number.name in values else "-")
+    return table
 
 
 def _source(path: Path, size: int | None, **options: Any) -> Source:

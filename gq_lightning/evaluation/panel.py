@@ -11,12 +11,8 @@ GAP = 6
 
 
 def panel(original: Tensor, decoded: Tensor, bits: Tensor | None = None) -> Image.Image:
-    """Original and decoded picture above heat maps of error and, if given, of bits per token.
-
-    Args:
-        original, decoded: (3, H, W) in [-1, 1].
-        bits: (h, w, n), for each token; the map shows the mean of a position's n tokens.
-    """
+    """Original and decoded picture (3, H, W) in [-1, 1] above heat maps of error and, if given, of bits per token (h, w, n), the mean of a
+    position's n tokens."""
     error = (to_255(decoded.cpu()) - to_255(original.cpu())).abs().mean(0)
     # the largest errors, on a few edges, would leave the rest dark
     most = max(1.0, float(error.flatten().quantile(0.99)))

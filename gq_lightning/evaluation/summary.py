@@ -23,17 +23,13 @@ CONVENTION = "FLOPs: 2 per multiply-accumulate, of the convolutions, linear laye
 
 @dataclass(frozen=True)
 class Summary:
-    """The summary of one tokenizer at one image size.
+    """The summary of one tokenizer at one image size, in pixels.
 
     Attributes:
-        backbone, quantizer: names of the classes.
-        image_size: of the image in pixels to which FLOPs and tokens refer, the side of a square or (height, width).
-        parameters: parameters of `encoder`, `decoder` and `quantizer`, and their `total`, as in a saved tokenizer. Buffers (a random
-            codebook, multipliers, moving averages) do not count.
+        parameters: of `encoder`, `decoder` and `quantizer`, and their `total`, as in a saved tokenizer, without buffers (a random codebook,
+            multipliers, moving averages).
         training_only: parameters used only in training, such as those of an adversary.
         encode_flops, decode_flops: per image, by `CONVENTION`, without the quantizer.
-        tokens_per_position, codebook_size, bits_per_position, bits_per_pixel: of the quantizer.
-        tokens_per_image: on the whole grid.
     """
 
     backbone: str
@@ -51,14 +47,8 @@ class Summary:
 
 
 def summarize(tokenizer: ImageTokenizer, image_size: Size, training: nn.Module | None = None) -> Summary:
-    """The summary of a tokenizer, on the meta device or any other, for images of `image_size`.
-
-    Args:
-        training: the module that trains it; its other children count as `training_only`.
-
-    Raises:
-        UserError: the backbone does not accept that size.
-    """
+    """The summary of a tokenizer, on the meta device or any other. The other children of `training`, which trains it, count as
+    `training_only`. Raises UserError if the backbone does not accept images of `image_size`."""
     backbone, quantizer, device = tokenizer.backbone, tokenizer.quantizer, tokenizer.backbone.last_layer.device
     height, width = sides(image_size)
     grid = (height // tokenizer.downsampling, width // tokenizer.downsampling)

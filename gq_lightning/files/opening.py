@@ -11,10 +11,8 @@ from typing import Any, BinaryIO
 def open_regular(path: str | Path) -> BinaryIO:
     """Opens a regular file, or a link to one, for reading.
 
-    Reading a named pipe would block, a device may never end, and opening some devices has side effects.
-
-    Raises:
-        OSError: the file cannot be opened, or is a named pipe, a device or a socket.
+    Reading a named pipe would block, a device may never end, and opening some devices has side effects. Raises OSError if the file cannot
+    be opened, or is a named pipe, a device or a socket.
     """
     return open(path, "rb", opener=_open)
 
@@ -28,11 +26,8 @@ def _open(path: str, flags: int) -> int:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parses standard JSON: no duplicate names in an object, no NaN, no infinity, no nesting that exhausts the stack.
-
-    Raises:
-        ValueError: the text is not standard JSON.
-    """
+    """Parses standard JSON: no duplicate names in an object, no NaN, no infinity, no nesting that exhausts the stack. Raises ValueError if
+    the text is not standard JSON."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):

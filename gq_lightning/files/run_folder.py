@@ -17,19 +17,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class RunFolder:
-    """The folder RUNS/NAME, which is the trainer's `default_root_dir` with any logger.
+    """The folder RUNS/NAME, which is the trainer's `default_root_dir` with any logger. A folder with a `config` is a run.
+
+    `fit` writes `checkpoints`, `broken_pictures` and `non_finite`, and at its end the `tokenizer`, its `metrics` and `reconstructions`;
+    `prior fit` writes the `prior` with its tokenizer, and `samples`; `predict` writes `tokens`.
 
     Other files in it are left alone, even when a run is overwritten: `lock`, `log.txt`, `command.txt` and `details.json` of the
     experiments, and files of loggers that are not Lightning's.
-
-    Attributes:
-        config: all arguments of the fit. A folder with this file is a run.
-        checkpoints: folder of the checkpoints, with `best` and `last`.
-        tokenizer: folder of the tokenizer, written when fit ends, like `metrics` and the image `reconstructions`.
-        prior: folder of the prior and its tokenizer, which `prior fit` writes instead, with the image `samples`.
-        tokens: token files of `predict`.
-        broken_pictures: names of the broken pictures that training skipped.
-        non_finite: batches after which a loss was not finite.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -50,11 +44,8 @@ class RunFolder:
     def claimed(self, go_on: bool, overwrite: bool) -> Iterator[None]:
         """Locks the folder for a fit. Two fits in one folder would mix their checkpoints and curves.
 
-        Rank 0 holds the lock for all ranks. The kernel releases it when the process ends for any reason.
-
-        Args:
-            go_on: resume an existing run.
-            overwrite: if not resuming, accept an existing run; `clear` removes it once the new one can start.
+        Rank 0 holds the lock for all ranks. The kernel releases it when the process ends for any reason. An existing run is accepted if the
+        fit goes on from it or overwrites it, for which `clear` removes it once the new one can start.
 
         Raises:
             UserError: another process holds the lock, a run exists that is neither resumed nor overwritten, or the folder is not writable.

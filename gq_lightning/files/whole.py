@@ -55,12 +55,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 class Draft:
-    """A temporary file next to `path` that becomes `path` by `place`. As a context manager it discards a file that was not placed.
-
-    Attributes:
-        path: the final path.
-        file: the open file to write to.
-    """
+    """A temporary `file` next to `path` that becomes `path` by `place`. As a context manager it discards a file that was not placed."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.file = path, _begin(path)
@@ -113,14 +108,8 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 
 def lock(file: IO) -> bool:
-    """Locks a file for this process until it is closed or the process ends.
-
-    Returns:
-        True if it is locked; False if another process holds the lock, or has removed or renamed the file.
-
-    Raises:
-        OSError: the system or the file system has no locks.
-    """
+    """Locks a file for this process until it is closed or the process ends. False if another process holds the lock, or has removed or
+    renamed the file. Raises OSError if the system or the file system has no locks."""
     if fcntl is None:
         raise OSError("no locks on this system")
     try:

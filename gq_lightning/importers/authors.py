@@ -74,18 +74,14 @@ RENAMINGS: dict[Architecture, tuple[tuple[str, str], ...]] = {
 def import_checkpoint(
     path: str | Path, architecture: Architecture, bits_per_position: int, codebook_size: int = 65536, config: str | Path | None = None
 ) -> ImageTokenizer:
-    """The tokenizer of a checkpoint of the authors' code, in eval mode and frozen.
+    """The tokenizer of a checkpoint of the authors' code, in eval mode and frozen. Raises UserError if the file cannot be read safely, has
+    another architecture or other sizes, or a tensor does not fit.
 
     Args:
         path: Lightning file with a `state_dict`. No code from it is run.
-        architecture: of the backbone.
-        bits_per_position: rate at which it was trained, which the weights do not show.
-        codebook_size: likewise.
+        bits_per_position, codebook_size: at which it was trained, which the weights do not show.
         config: YAML with `model.backbone.{class_path,init_args}`, for sizes other than the paper's. The widths of features and latents,
             and a ViT's image size, are derived from the weights.
-
-    Raises:
-        UserError: the file cannot be read safely, has another architecture or other sizes, or a tensor does not fit.
     """
     tensors = read_tensors(path)
     backbone = _empty_backbone(tensors, architecture, path, config)

@@ -30,14 +30,11 @@ SHARE, DECIBELS = 0.05, 1.0
 
 
 def load_backbone(name: str | Path) -> DiffusersKL | DiffusersTiny:
-    """A model's networks and weights, for a quantizer of Gaussian posteriors.
+    """The networks and weights of a model, or of the `vae` of a pipeline, in a folder or repository, for a quantizer of Gaussian
+    posteriors.
 
-    Args:
-        name: folder or repository on the hub, of a model or of a pipeline, whose `vae` it is then.
-
-    Raises:
-        UserError: there is none, it is neither AutoencoderKL nor AutoencoderTiny, something in its config is not supported, or its
-            weights, in safetensors, do not fit.
+    Raises UserError if there is none, it is neither AutoencoderKL nor AutoencoderTiny, something in its config is not supported, or its
+    weights, in safetensors, do not fit.
     """
     try:
         import diffusers  # of others: this file shares its name
@@ -63,13 +60,11 @@ def load_backbone(name: str | Path) -> DiffusersKL | DiffusersTiny:
 def convert(
     name: str | Path, images: Tensor, bits_per_position: int, codebook_size: int = 65536, **codebook: Any
 ) -> tuple[ImageTokenizer, dict[str, Any]]:
-    """The tokenizer of a model, frozen, and the report of what its tokens cost.
+    """The tokenizer of a model, see `load_backbone`, frozen, and the report of what its tokens cost.
 
     Args:
-        name: see `load_backbone`.
         images: (B, 3, H, W) in [-1, 1], on which bits are measured.
         bits_per_position: rate; a whole number of tokens, among which the channels are shared equally.
-        codebook_size: of each token.
         codebook: further arguments of GaussianQuantizer.
     """
     backbone = load_backbone(name)
@@ -90,12 +85,8 @@ def convert(
 
 
 def even_groups(bits: Tensor, groups: int) -> list[int]:
-    """An order of channels in which groups of as many neighbours cost about the same: the dearest goes to the cheapest group with room.
-
-    Args:
-        bits: (channels,), of each, on average.
-        groups: how many; they share the channels equally.
-    """
+    """An order of channels in which groups of as many neighbours cost about the same `bits` (channels,): the dearest goes to the cheapest
+    group with room."""
     size = len(bits) // groups
     members: list[list[int]] = [[] for _ in range(groups)]
     for channel in bits.argsort(descending=True, stable=True).tolist():
@@ -159,7 +150,8 @@ def _line(error: BaseException) -> str:
 
 
 def _check(name: str | Path, config: dict[str, Any], taken: set[str], granted: dict[str, Any]) -> None:
-    for field, value in config.items():
+    for field, given in config.items():
+        value = list(given) if isinstance(given, tuple) else given
         if field in granted and value != granted[field]:
             raise UserError(f"{name}: {field} {value!r:.60} is not supported, only {granted[field]!r}: give another model")
         if not (field.startswith("_") or field in IGNORED or field in taken or field in granted):
@@ -171,8 +163,7 @@ def _kl(name: str | Path, model: Any) -> DiffusersKL:
     same = ("layers_per_block", "norm_num_groups", "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv", "scaling_factor")
     levels = len(config["block_out_channels"])
     granted = KL | {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
-    plain = {field: list(value) if isinstance(value, tuple) else value for field, value in config.items()}
-    _check(name, plain, {*same, "shift_factor", "latent_channels"}, granted)
+    _check(name, config, {*same, "shift_factor", "latent_channels"}, granted)
     channels = config["latent_channels"]
     arguments = {field: config[field] for field in same} | {"shift_factor": config["shift_factor"] or 0.0}
     backbone = DiffusersKL(2 * channels, channels, block_out_channels=list(config["block_out_channels"]), **arguments)
@@ -188,9 +179,8 @@ def _tiny(name: str | Path, model: Any) -> DiffusersTiny:
     config = dict(model.config)
     widths, blocks, channels = list(config["encoder_block_out_channels"]), list(config["num_encoder_blocks"]), config["latent_channels"]
     granted = TINY | {"decoder_block_out_channels": widths, "num_decoder_blocks": blocks[::-1]}
-    plain = {field: list(value) if isinstance(value, tuple) else value for field, value in config.items()}
     taken = {"encoder_block_out_channels", "num_encoder_blocks", "scaling_factor", "shift_factor", "latent_channels"}
-    _check(name, plain, taken, granted)
+    _check(name, config, taken, granted)
     scaling = {"scaling_factor": config["scaling_factor"], "shift_factor": config["shift_factor"] or 0.0}
     backbone = DiffusersTiny(2 * channels, channels, block_out_channels=widths, blocks=blocks, **scaling)
     wide: Any = cast(Any, backbone.encoder.network).layers[-1]

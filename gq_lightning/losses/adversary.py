@@ -82,14 +82,8 @@ class Adversary(nn.Module):
     def generator_loss(
         self, images: Tensor, reconstructions: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted adversarial term of the generator, a scalar, and its detached parts by name.
-
-        Args:
-            images: (B, 3, H, W), the originals.
-            reconstructions: (B, 3, H, W), with their graph.
-            reconstruction_loss: scalar of the same graph.
-            last_layer: weight of the decoder's last layer.
-        """
+        """The weighted adversarial term of the generator, a scalar, and its detached parts by name. Takes the originals and their
+        reconstructions, (B, 3, H, W) with graph, the reconstruction loss of the same graph, and the weight of the decoder's last layer."""
         self.discriminator.initialize(images)
         # gradients pass through the discriminator to the images, but do not accumulate in it
         self.discriminator.requires_grad_(False)

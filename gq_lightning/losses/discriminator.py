@@ -97,11 +97,7 @@ class PatchDiscriminator(nn.Module):
         self._known = True
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to logits (B, 1, h, w).
-
-        Raises:
-            UserError: the images are too small for so many layers.
-        """
+        """Images (B, 3, H, W) in [-1, 1] to logits (B, 1, h, w). Raises UserError if the images are too small for so many layers."""
         self._check_size(images)
         return self.network(images)
 

@@ -9,18 +9,13 @@ from torch import Tensor
 
 from gq_lightning.metrics.base import Metric, Number
 from gq_lightning.quantizers.base import Quantizer, check_tokens
-from gq_lightning.theory import expected_usage
 
 # larger codebooks have no histogram, which would take too much memory
 LARGEST_HISTOGRAM = 2**22
 
 
 class CodebookUsage(Metric):
-    """Usage and perplexity from one histogram of all tokens.
-
-    Raises:
-        UserError: a token is not in [0, codebook_size).
-    """
+    """Usage and perplexity from one histogram of all tokens. Raises UserError if a token is not in [0, codebook_size)."""
 
     numbers = (
         Number("codebook_usage", "codebook usage", ".2%", "higher"),
@@ -50,6 +45,13 @@ class CodebookUsage(Metric):
             "codebook_usage_expected": expected_usage(self.codebook_size, tokens),
             "codebook_perplexity": math.exp(-(shares * shares.log()).sum().item()),
         }
+
+
+def expected_usage(codebook_size: int, tokens: int) -> float:
+    """Expected share of the codewords that uniform tokens hit, 1 - (1 - 1/K)^T: few tokens cannot reach 1, however good the code is."""
+    if tokens == 0 or codebook_size == 1:
+        return float(tokens > 0)
+    return -math.expm1(tokens * math.log1p(-1 / codebook_size))
 
 
 def collapse(values: Mapping[str, float]) -> str | None:

@@ -14,11 +14,7 @@ NETWORK: Final = "alex"
 
 
 class LPIPS(ImageMetric):
-    """The distance of images on the scale 0..255.
-
-    Raises:
-        UserError: its weights are missing and cannot be fetched.
-    """
+    """The distance of images on the scale 0..255. Raises UserError if its weights are missing and cannot be fetched."""
 
     numbers = (Number("lpips", "LPIPS", ".4f", "lower"),)
     smallest_side = SMALLEST_SIDE[NETWORK]

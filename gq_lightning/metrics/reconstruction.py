@@ -37,16 +37,14 @@ def numbers() -> dict[str, Number]:
 class ReconstructionMetrics(nn.Module):
     """The metrics that apply to a quantizer: call `update` for each batch, then `compute`.
 
-    It adds nothing to a state_dict and shares its networks within the process, so a LightningModule may hold this object.
+    It adds nothing to a state_dict and shares its networks within the process, so a LightningModule may hold this object. Raises UserError
+    if weights are missing and cannot be fetched.
 
     Args:
         quantizer: of the tokens.
         costly: compute the costly metrics (rFID) of the images decoded from tokens.
         gaussian_costly: with `costly`, compute them for the Gaussian images too.
         gaussian: measure the images decoded from the Gaussian posterior, if there is one.
-
-    Raises:
-        UserError: weights are missing and cannot be fetched.
     """
 
     def __init__(self, quantizer: Quantizer, costly: bool = True, gaussian_costly: bool = True, gaussian: bool = True) -> None:
@@ -63,17 +61,14 @@ class ReconstructionMetrics(nn.Module):
         self.of_gaussian = collection(of_gaussian, costly and gaussian_costly, GAUSSIAN)
 
     def update(self, images: Tensor, reconstructions: Tensor, tokens: Tensor, gaussian: Tensor | None, bits: Tensor | None) -> None:
-        """Measures one batch, in float32 under any autocast.
+        """Measures one batch, in float32 under any autocast. Raises UserError if a token is not in [0, codebook_size).
 
         Args:
-            images: the originals, (B, 3, H, W) in [-1, 1].
-            reconstructions: decoded from the tokens, (B, 3, H, W); clamped to [-1, 1] here, like the other images.
+            images: the originals, (B, 3, H, W) in [-1, 1]; like the others clamped here.
+            reconstructions: decoded from the tokens, (B, 3, H, W).
             tokens: (B, h, w, tokens_per_position) int64.
             gaussian: decoded from the Gaussian posterior without quantisation, (B, 3, H, W); None if there is no posterior.
             bits: KL of each token in bits, (B, h, w, tokens_per_position), likewise.
-
-        Raises:
-            UserError: a token is not in [0, codebook_size).
         """
         self.images.update(len(images))
         if not len(images):

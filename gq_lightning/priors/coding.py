@@ -25,11 +25,8 @@ Corner = tuple[int, int]
 
 
 class PriorCoder:
-    """Codes grids of tokens with a prior, without a class. See `token_file.Prior`.
-
-    Raises:
-        UserError: the prior's vocabulary is too large.
-    """
+    """Codes grids of tokens with a prior, without a class. See `token_file.Prior`. Raises UserError if the prior's vocabulary is too
+    large."""
 
     def __init__(self, prior: Prior) -> None:
         if 2 * prior.spelling.base > MOST_POINTS:
@@ -54,12 +51,8 @@ class PriorCoder:
 
     @torch.no_grad()
     def _walk(self, grid: NDArray[np.int64], code: Callable[[list[Table], list[int]], list[int]]) -> NDArray[np.int64]:
-        """Goes through the symbols of a grid in the order of the file, and returns the grid of what `code` returns.
-
-        Args:
-            grid: the tokens to encode; to decode, zeros.
-            code: maps the tables of some symbols and the symbols in `grid` to the symbols.
-        """
+        """Goes through the symbols of a grid in the order of the file; `code` maps the tables of some symbols and the symbols in `grid` to
+        symbols, of which the returned grid is made. To decode, `grid` is zeros."""
         prior = self.prior
         height, width, n = prior.grid
         if grid.shape[2] != n or grid.shape[0] < height or grid.shape[1] < width:

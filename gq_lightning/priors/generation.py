@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
 
-from gq_lightning.data import center_crop, load_picture, resize_shorter, to_tensor
+from gq_lightning.data import center_crop, load_picture, resize_shorter, to_picture, to_tensor
 from gq_lightning.errors import UserError
 from gq_lightning.priors.module import Prior
 from gq_lightning.priors.sampling import PLAIN, Sampling, noise, sample
@@ -36,17 +39,13 @@ def generate(
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda more: None,
 ) -> Iterator[Tensor]:
-    """Draws and decodes pictures, batch by batch.
+    """Draws and decodes pictures, batch by batch: yields images (3, H, W) in [-1, 1], on the CPU.
 
     Args:
         labels: label of each picture, -1 for no class.
         numbers: number of each picture, which together with the seed determines its random numbers. None counts from 0.
         given: (1, k, n) tokens of the first k positions, which every picture keeps.
-        batch_size: pictures drawn together.
         advance: called with the number of pictures just finished.
-
-    Yields:
-        Images (3, H, W) in [-1, 1], on the CPU.
     """
     device = prior.label.weight.device
     known = None if given is None else prior.spelling.split(given)
@@ -60,12 +59,15 @@ def generate(
         advance(len(batch))
 
 
+def sheet(prior: Prior, tokenizer: ImageTokenizer, count: int, **options: Any) -> Image.Image:
+    """`count` pictures side by side, cycling through the classes; `options` as in `generate`."""
+    labels = [number % len(prior.classes) if prior.classes else -1 for number in range(count)]
+    return to_picture(make_grid(list(generate(prior, tokenizer, labels, **options)), nrow=8, pad_value=1))
+
+
 def first_rows(prior: Prior, tokenizer: ImageTokenizer, picture: Path, keep: float) -> Tensor:
     """Tokens (1, k, n) of the upper share `keep` of a picture's rows, for `generate` to continue. The picture is cropped as in evaluation.
-
-    Raises:
-        UserError: the picture cannot be read, or `keep` is not a share.
-    """
+    Raises UserError if the picture cannot be read, or `keep` is not a share."""
     if not 0 <= keep <= 1:
         raise UserError(f"--keep {keep:g}: give a share of the rows, from 0 to 1")
     height, width, _ = prior.grid

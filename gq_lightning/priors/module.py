@@ -114,13 +114,12 @@ class Prior(Recorded, nn.Module):
         """The context of each position, from the class and the symbols of the previous positions.
 
         Args:
-            symbols: (B, k, n * digits) of the first k positions; with a non-empty cache, of the next k positions.
+            symbols: (B, k, n * digits) of the first k positions; with a non-empty cache of keys and values, which grows, of the next k
+                positions.
             labels: (B,), -1 for no class.
-            cache: keys and values of the positions given so far; updated in place.
 
         Returns:
-            (B, k + 1, width), for the first position to the one after the last given. With a non-empty cache, (B, k, width), for the
-            positions after the given ones.
+            (B, k + 1, width), for the first position to the one after the last given; with a non-empty cache the last k of these.
         """
         begin = 0 if cache is None else cache.get_seq_length()
         x = self._embedded(symbols, 0).sum(2)
@@ -130,16 +129,14 @@ class Prior(Recorded, nn.Module):
         return _run(self.body, self.dropout(x + self.position.weight[begin : begin + x.shape[1]]), cache)
 
     def follow(self, context: Tensor, symbols: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Logits of the symbols of a position, each given the previous ones.
+        """Logits (N, k + 1, base) float32 of the symbols of a position, each given the previous ones; with a non-empty cache, which grows,
+        the last k.
 
         Args:
             context: (N, width), of the position.
             symbols: (N, k), the first k of the position; with a non-empty cache, the next k.
-            cache: keys and values of the symbols given so far; updated in place.
 
-        Returns:
-            (N, k + 1, base) float32; with a non-empty cache (N, k, base). Some combinations of symbols may not be tokens, see
-            `Symbols.impossible`.
+        Some combinations of symbols may not be tokens, see `Symbols.impossible`.
         """
         begin = 0 if cache is None else cache.get_seq_length()
         x = self._embedded(symbols, max(begin - 1, 0))
@@ -176,10 +173,6 @@ class Prior(Recorded, nn.Module):
 
     # Files
 
-    def description(self) -> dict[str, Any]:
-        """The description from which `construction.build` rebuilds this prior."""
-        return describe(self)
-
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that determines its probabilities: arguments, including the tokenizer's fingerprint, and weights."""
@@ -191,7 +184,7 @@ class Prior(Recorded, nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, from which `from_pretrained` makes an equal prior."""
-        files.write_folder(folder, self.description(), self.state_dict(), self.facts(), kind="prior")
+        files.write_folder(folder, describe(self), self.state_dict(), self.facts(), kind="prior")
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **download: Any) -> Self:
@@ -207,14 +200,11 @@ class Prior(Recorded, nn.Module):
         folder = files.locate(name, kind="prior", **download)
         description, state, recorded = files.read_folder(folder, kind="prior")
         source = str(folder / files.CONFIG)
-        try:
+        with files.weights_must_fit("prior", source):
             with torch.device("meta"):  # so that a forged description cannot allocate more memory than its file has
                 build(cls, description, source).load_state_dict(state, assign=True)
             prior = build(cls, description, source)
             prior.load_state_dict(state)
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise UserError(f"{source}: its weights do not fit the prior it describes: {' '.join(lines[1:2])[:300]}") from error
         if spoiled := [name for name, tensor in prior.state_dict().items() if not bool(tensor.isfinite().all())]:
             raise UserError(f"{source}: {spoiled[0]} has values that are not finite: the training diverged; use another")
         files.check_facts(prior.facts(), recorded, source)

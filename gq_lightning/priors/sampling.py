@@ -66,7 +66,7 @@ def sample(
         labels: (B,), -1 for no class.
         uniform: (B, h * w, n * digits) in [0, 1), see `noise`.
         given: (B, k, n * digits), symbols of the first k positions, which are kept.
-        cached: cache keys and values; without a cache, each symbol costs a whole forward pass, with the same result.
+        cached: cache keys and values; without, each symbol costs a whole forward pass, with the same result.
     """
     guided = sampling.cfg != 1 and bool(prior.classes)
     if guided:

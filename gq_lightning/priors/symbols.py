@@ -16,13 +16,8 @@ from gq_lightning.errors import UserError
 
 @dataclass(frozen=True)
 class Symbols:
-    """The split of a codebook's tokens into symbols.
-
-    Attributes:
-        codebook_size: tokens are in [0, codebook_size).
-        digits: symbols per token.
-        base: size of the vocabulary, a power of two if there are several digits.
-    """
+    """The split of a codebook's tokens into symbols: `digits` for each token, from a vocabulary of `base`, a power of two if there are
+    several digits."""
 
     codebook_size: int
     digits: int
@@ -50,11 +45,8 @@ class Symbols:
         return (symbols.unflatten(-1, (-1, self.digits)) * powers).sum(-1)
 
     def impossible(self, before: Tensor) -> Tensor | None:
-        """Mask (..., base) of the symbols with which no token continues; None if all can follow.
-
-        Args:
-            before: (..., k), the leading k digits of a token.
-        """
+        """Mask (..., base) of the symbols with which no token continues whose leading digits are `before` (..., k); None if all can
+        follow."""
         if self.base**self.digits == self.codebook_size:
             return None
         rest = self.digits - 1 - before.shape[-1]

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from gq_lightning.construction import describe
 from gq_lightning.errors import UserError
 from gq_lightning.priors.counts import counted_bits_per_pixel, uniform_bits_per_pixel
 from gq_lightning.priors.module import Prior
@@ -125,10 +126,10 @@ class PriorTraining(LightningModule):
         return adamw(self.parameters(), self.learning_rate, self.betas, self.weight_decay, self.warmup_steps, self.schedule, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["prior"] = self.prior.description()
+        checkpoint["prior"] = describe(self.prior)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         weights_to_go_on_with(self.trainer, checkpoint)
-        theirs, ours = (description["init_args"] for description in (checkpoint["prior"], self.prior.description()))
+        theirs, ours = (description["init_args"] for description in (checkpoint["prior"], describe(self.prior)))
         if different := sorted(name for name in ours if theirs.get(name) != ours[name]):
             raise UserError(f"the checkpoint's prior has other {', '.join(different)}: resume with its config and its token set")

@@ -147,10 +147,8 @@ class PosteriorQuantizer(Quantizer):
 def tokens_of_rate(bits_per_position: float, codebook_size: int) -> tuple[int, float]:
     """Tokens per position and bits per token for a rate and a codebook size.
 
-    The rate may differ by half a bit per token, the TDC's own tolerance: 64 000 codewords fit 16 bits, 32 768 do not.
-
-    Raises:
-        UserError: the rate is not a whole number of tokens.
+    The rate may differ by half a bit per token, the TDC's own tolerance: 64 000 codewords fit 16 bits, 32 768 do not. Raises UserError if
+    the rate is not a whole number of tokens.
     """
     if codebook_size < 2:
         raise UserError(f"codebook_size: {codebook_size}: give 2 or more")
@@ -173,17 +171,12 @@ def check_reduction(reduction: str) -> PenaltyReduction:
 
 
 def reduced(mean: Tensor, elements: int, features: Tensor, reduction: PenaltyReduction) -> Tensor:
-    """Scales a term of the penalty by `penalty_reduction`, from its mean over all elements of the batch.
-
-    `element_mean` is that mean, as in the published code. `image_sum` is the sum over the elements of an image, averaged over images,
-    which is positions * elements times as large.
+    """Scales a term of the penalty from its mean over all elements of the batch, a scalar: `element_mean` is that mean, as in the published
+    code. `image_sum` sums over the elements of an image, averaged over images, which is positions * elements times as large. The axes of
+    `features` between the first and the last are the positions; `elements` of a position are the channels of a distance, the tokens or bits
+    of an entropy.
 
     Data-parallel training and accumulation average the means of batches of equal size, which gives the mean over all of them.
-
-    Args:
-        mean: scalar.
-        elements: elements of one position: the channels of a distance, the tokens or bits of an entropy.
-        features: (images, ..., channels). The axes between the first and the last are the positions of an image.
     """
     return mean if reduction == "element_mean" else mean * (math.prod(features.shape[1:-1]) * elements)
 
@@ -193,12 +186,16 @@ def has_values(tensor: Tensor) -> bool:
     return not (tensor.is_meta or torch.compiler.is_exporting())
 
 
-def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -> Tensor:
-    """Tokens (..., tokens_per_position) of any integer type, as int64.
+def checked(features: Tensor, channels: int) -> Tensor:
+    """Features (..., channels) in float32, whatever the encoder's precision. Raises UserError if the last axis has another length."""
+    if features.ndim == 0 or features.shape[-1] != channels:
+        raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {channels} channels")
+    return features.float()
 
-    Raises:
-        UserError: they are not integers, not in [0, codebook_size), or the last axis has another length.
-    """
+
+def check_tokens(tokens: Tensor, codebook_size: int, tokens_per_position: int) -> Tensor:
+    """Tokens (..., tokens_per_position) of any integer type, as int64. Raises UserError if they are not integers, not in [0,
+    codebook_size), or the last axis has another length."""
     if tokens.dtype not in INTEGERS:
         raise UserError(f"tokens are {tokens.dtype}: give integers (int64)")
     if tokens.ndim == 0 or tokens.shape[-1] != tokens_per_position:

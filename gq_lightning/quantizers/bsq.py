@@ -9,19 +9,17 @@ A position of L bits has 2^L codes, which are never enumerated.
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import PenaltyReduction, Quantized, Quantizer, check_reduction, check_tokens, reduced
-from gq_lightning.quantizers.signs import checked, entropies, pack, signs, tokens_of, unpack
+from gq_lightning.quantizers.base import PenaltyReduction, Quantized, checked, reduced
+from gq_lightning.quantizers.signs import SignQuantizer, entropies, signs
 
 # shorter vectors are not normalised to the sphere: near 0 the gradient of the normalisation is unbounded
 SHORTEST = 1e-3
 
 
-class BinarySphericalQuantizer(Quantizer):
+class BinarySphericalQuantizer(SignQuantizer):
     """L = bits_per_position channels u = z / |z| on the unit sphere, quantised to sign(z) / sqrt(L). Nothing is learned.
 
     The soft assignment of u to the codes c in {-1 / sqrt(L), +1 / sqrt(L)}^L is a softmax of -|u - c|^2 / temperature. All codes have
@@ -55,8 +53,6 @@ class BinarySphericalQuantizer(Quantizer):
             which is positions * L times as large.
     """
 
-    training_arguments = frozenset({"entropy_weight", "commitment", "diversity_gamma", "temperature", "penalty_reduction"})
-
     def __init__(
         self,
         bits_per_position: int = 16,
@@ -67,16 +63,8 @@ class BinarySphericalQuantizer(Quantizer):
         temperature: float = 0.01,
         penalty_reduction: PenaltyReduction = "element_mean",
     ) -> None:
-        super().__init__()
-        self.tokens_per_position = tokens_of(bits_per_position, codebook_size)
-        if not min(entropy_weight, commitment, diversity_gamma) >= 0 or not temperature > 0:
-            given = f"{entropy_weight}, {commitment}, {diversity_gamma} and {temperature}"
-            raise UserError(f"entropy_weight, commitment and diversity_gamma must be >= 0 and temperature > 0, not {given}")
-        self.encoder_channels = self.latent_channels = int(bits_per_position)
-        self.codebook_size, self.bits_per_position = codebook_size, int(bits_per_position)
-        self.entropy_weight, self.commitment = float(entropy_weight), float(commitment)
-        self.diversity_gamma, self.temperature = float(diversity_gamma), float(temperature)
-        self.penalty_reduction = check_reduction(penalty_reduction)
+        arguments = (bits_per_position, codebook_size, entropy_weight, commitment, diversity_gamma, temperature, penalty_reduction)
+        super().__init__(*arguments)
         self.scale = 1 / math.sqrt(self.bits_per_position)
 
     def forward(self, features: Tensor) -> Quantized:
@@ -91,17 +79,3 @@ class BinarySphericalQuantizer(Quantizer):
         diagnostics = {"sample_entropy": per_sample.detach(), "batch_entropy": batch.detach()}
         # scaled after the straight-through step, so that the gradient is scaled too
         return Quantized(self.scale * (directions + (codes - directions).detach()), penalty, diagnostics=diagnostics)
-
-    @torch.no_grad()
-    def tokenize(self, features: Tensor) -> Tensor:
-        return pack(checked(features, self.encoder_channels), self.tokens_per_position)
-
-    def detokenize(self, tokens: Tensor) -> Tensor:
-        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
-        return self.scale * unpack(tokens, self.latent_channels // self.tokens_per_position)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.bits_per_position} signs, {self.tokens_per_position} tokens per position, entropy_weight={self.entropy_weight:g},"
-            f" commitment={self.commitment:g}, diversity_gamma={self.diversity_gamma:g}, temperature={self.temperature:g}"
-        )

@@ -21,7 +21,8 @@ Order = Literal["none", "tree"]
 
 
 def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: int) -> Tensor:
-    """The codebook (size, dimensions), float32, of a recipe.
+    """The codebook (size, dimensions), float32, of a recipe. Raises UserError if the generator is unknown or does not support the size or
+    the dimensions.
 
     Args:
         generator: `iid` draws independent normals (the paper). `sobol` maps the first `size` points of a scrambled Sobol
@@ -31,9 +32,6 @@ def gaussian_codebook(generator: Generator, size: int, dimensions: int, seed: in
         size: K, number of codewords.
         dimensions: m, values per codeword.
         seed: of the generator.
-
-    Raises:
-        UserError: the generator is unknown or does not support the size or the dimensions.
     """
     check_codebook(size, dimensions)
     if generator == "iid":
@@ -60,15 +58,12 @@ def check_codebook(size: int, dimensions: int) -> None:
 
 
 def ordered(codebook: Tensor, order: Order) -> Tensor:
-    """The codewords (K, m), reordered.
+    """The codewords (K, m), reordered. Raises UserError if the order is unknown, or a tree's number of codewords is not a power of two.
 
     Args:
         order: `none` keeps the order of the draw. `tree` makes the bits of a token the path down a balanced binary tree: at each node the
             codewords are sorted along the axis of largest variance (in float64; the first axis wins a tie) and halved. So the first k
             bits select one of 2^k cells of equal size, nested within each other.
-
-    Raises:
-        UserError: the order is unknown, or a tree's number of codewords is not a power of two.
     """
     if order == "none":
         return codebook

@@ -23,13 +23,8 @@ WIDEST = 30.0
 
 
 def exact_posterior(mean: Tensor, log_variance: Tensor, target_nats: float) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance (..., m) of the same shape, float32 or wider, whose KL summed over the last axis is `target_nats`.
-
-    Args:
-        mean: (..., m), unchanged unless it would cost too much.
-        log_variance: (..., m); only differences within the m values matter.
-        target_nats: B, above 0.
-    """
+    """Mean and log-variance (..., m), float32 or wider, whose KL summed over the last axis is `target_nats`, above 0. The mean is unchanged
+    unless it would cost too much; only differences of the log-variances within the m values matter."""
     dtype = torch.promote_types(mean.dtype, torch.float32)
     mean, relative = mean.to(dtype), log_variance.to(dtype)
     size = mean.shape[-1]

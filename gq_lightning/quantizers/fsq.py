@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, has_values, tokens_of_rate
+from gq_lightning.quantizers.base import Quantized, Quantizer, check_tokens, checked, has_values, tokens_of_rate
 from gq_lightning.quantizers.search import k_best_codewords
 
 # the library sums a token's digits in float32
@@ -100,9 +100,7 @@ class FiniteScalarQuantizer(Quantizer):
 
     def _split(self, features: Tensor) -> Tensor:
         """(..., encoder_channels) to (..., tokens_per_position, len(levels)), float32."""
-        if features.shape[-1] != self.encoder_channels:
-            raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
-        return features.float().unflatten(-1, (self.tokens_per_position, len(self.levels)))
+        return checked(features, self.encoder_channels).unflatten(-1, (self.tokens_per_position, len(self.levels)))
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, {self.tokens_per_position} tokens per position, {self.bits_per_position:.2f} bits per position"

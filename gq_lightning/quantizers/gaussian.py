@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import Posterior, PosteriorQuantizer, Quantized, check_tokens, tokens_of_rate
+from gq_lightning.quantizers.base import Posterior, PosteriorQuantizer, Quantized, check_tokens, checked, tokens_of_rate
 from gq_lightning.quantizers.codebook import Generator, Order, fingerprint, fingerprint_of_float64_points, gaussian_codebook, ordered
 from gq_lightning.quantizers.exact import exact_posterior
 from gq_lightning.quantizers.search import best_codewords, k_best_codewords
 from gq_lightning.quantizers.tdc import TargetDivergence, Variant
-from gq_lightning.theory import kl_bits
 
 BITS_PER_CHANNEL = 2
 
@@ -167,12 +166,10 @@ class GaussianQuantizer(PosteriorQuantizer):
 
     def _moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, (..., latent_channels) each, in float32 whatever the encoder's precision."""
-        if features.shape[-1] != self.encoder_channels:
-            raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
         if self.vae is not None:
             posterior = self.vae.posterior(features)
             return posterior.mean, posterior.log_variance
-        mean, log_variance = features.float().chunk(2, dim=-1)
+        mean, log_variance = checked(features, self.encoder_channels).chunk(2, dim=-1)
         if self.tdc is None:
             groups = exact_posterior(self.group(mean), self.group(log_variance), self.target_bits * math.log(2))
             return self.ungroup(groups[0]), self.ungroup(groups[1])
@@ -214,3 +211,11 @@ class GaussianQuantizer(PosteriorQuantizer):
 
     def extra_repr(self) -> str:
         return f"{self.recipe}, {self.tokens_per_position} tokens per position, {self.layout}, prior_weight={self.prior_weight:g}"
+
+
+def kl_bits(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) of each element, in bits, the bits-back cost; half precision is computed in float32."""
+    dtype = torch.promote_types(torch.promote_types(mean.dtype, log_variance.dtype), torch.float32)
+    mean, log_variance = mean.to(dtype), log_variance.to(dtype)
+    # expm1: near N(0, 1) the terms of sigma^2 - 1 - log sigma^2 cancel
+    return (mean.square() + (torch.expm1(log_variance) - log_variance)) / (2 * math.log(2))

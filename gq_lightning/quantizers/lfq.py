@@ -9,18 +9,17 @@ used here because it drops the result of its all-reduce and divides the local di
 the sign -1, has a penalty in training mode only, and holds positions x tokens x codebook_size probabilities at once.
 """
 
-import torch
 from torch import Tensor
 
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import PenaltyReduction, Quantized, Quantizer, check_reduction, check_tokens, reduced
-from gq_lightning.quantizers.signs import checked, entropies, pack, signs, tokens_of, unpack
+from gq_lightning.quantizers.base import PenaltyReduction, Quantized, checked, reduced
+from gq_lightning.quantizers.signs import SignQuantizer, entropies, signs
 
 # the batch's entropy enumerates all codes
 LARGEST_CODEBOOK = 2**20
 
 
-class LookupFreeQuantizer(Quantizer):
+class LookupFreeQuantizer(SignQuantizer):
     """One sign bit per channel; tokens of log2(codebook_size) bits each. Nothing is learned.
 
     The penalty is
@@ -48,8 +47,6 @@ class LookupFreeQuantizer(Quantizer):
             positions and tokens of an image, averaged over images. That is positions * channels and positions * tokens times as large.
     """
 
-    training_arguments = frozenset({"entropy_weight", "commitment", "diversity_gamma", "temperature", "penalty_reduction"})
-
     def __init__(
         self,
         bits_per_position: int = 16,
@@ -60,18 +57,10 @@ class LookupFreeQuantizer(Quantizer):
         temperature: float = 0.01,
         penalty_reduction: PenaltyReduction = "element_mean",
     ) -> None:
-        super().__init__()
-        self.tokens_per_position = tokens_of(bits_per_position, codebook_size)
+        arguments = (bits_per_position, codebook_size, entropy_weight, commitment, diversity_gamma, temperature, penalty_reduction)
+        super().__init__(*arguments)
         if codebook_size > LARGEST_CODEBOOK:
             raise UserError(f"codebook_size: {codebook_size} is more than 2^20: use a smaller one, and more tokens per position")
-        if not min(entropy_weight, commitment, diversity_gamma) >= 0 or not temperature > 0:
-            given = f"{entropy_weight}, {commitment}, {diversity_gamma} and {temperature}"
-            raise UserError(f"entropy_weight, commitment and diversity_gamma must be >= 0 and temperature > 0, not {given}")
-        self.encoder_channels = self.latent_channels = int(bits_per_position)
-        self.codebook_size, self.bits_per_position = codebook_size, int(bits_per_position)
-        self.entropy_weight, self.commitment = float(entropy_weight), float(commitment)
-        self.diversity_gamma, self.temperature = float(diversity_gamma), float(temperature)
-        self.penalty_reduction = check_reduction(penalty_reduction)
 
     def forward(self, features: Tensor) -> Quantized:
         values = checked(features, self.encoder_channels)
@@ -83,17 +72,3 @@ class LookupFreeQuantizer(Quantizer):
         penalty = penalty + reduced(entropy, self.tokens_per_position, features, self.penalty_reduction)
         diagnostics = {"sample_entropy": per_sample.detach(), "batch_entropy": batch.detach()}
         return Quantized(values + (codes - values).detach(), penalty, diagnostics=diagnostics)
-
-    @torch.no_grad()
-    def tokenize(self, features: Tensor) -> Tensor:
-        return pack(checked(features, self.encoder_channels), self.tokens_per_position)
-
-    def detokenize(self, tokens: Tensor) -> Tensor:
-        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
-        return unpack(tokens, self.latent_channels // self.tokens_per_position)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.bits_per_position} signs, {self.tokens_per_position} tokens per position, entropy_weight={self.entropy_weight:g},"
-            f" commitment={self.commitment:g}, diversity_gamma={self.diversity_gamma:g}, temperature={self.temperature:g}"
-        )

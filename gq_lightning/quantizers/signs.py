@@ -12,15 +12,54 @@ from torch import Tensor
 
 from gq_lightning.distributed import is_distributed, mean_over_ranks
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import has_values
+from gq_lightning.quantizers.base import PenaltyReduction, Quantizer, check_reduction, check_tokens, checked, has_values
+
+
+class SignQuantizer(Quantizer):
+    """Tokens of sign bits, one for each channel; latents are the signs times `scale`. The subclass has the relaxation and its penalty."""
+
+    training_arguments = frozenset({"entropy_weight", "commitment", "diversity_gamma", "temperature", "penalty_reduction"})
+    scale = 1.0
+
+    def __init__(
+        self,
+        bits_per_position: int,
+        codebook_size: int,
+        entropy_weight: float,
+        commitment: float,
+        diversity_gamma: float,
+        temperature: float,
+        penalty_reduction: PenaltyReduction,
+    ) -> None:
+        super().__init__()
+        self.tokens_per_position = tokens_of(bits_per_position, codebook_size)
+        if not min(entropy_weight, commitment, diversity_gamma) >= 0 or not temperature > 0:
+            given = f"{entropy_weight}, {commitment}, {diversity_gamma} and {temperature}"
+            raise UserError(f"entropy_weight, commitment and diversity_gamma must be >= 0 and temperature > 0, not {given}")
+        self.encoder_channels = self.latent_channels = self.bits_per_position = int(bits_per_position)
+        self.codebook_size = codebook_size
+        self.entropy_weight, self.commitment = float(entropy_weight), float(commitment)
+        self.diversity_gamma, self.temperature = float(diversity_gamma), float(temperature)
+        self.penalty_reduction = check_reduction(penalty_reduction)
+
+    @torch.no_grad()
+    def tokenize(self, features: Tensor) -> Tensor:
+        return pack(checked(features, self.encoder_channels), self.tokens_per_position)
+
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        tokens = check_tokens(tokens, self.codebook_size, self.tokens_per_position)
+        return self.scale * unpack(tokens, self.latent_channels // self.tokens_per_position)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.bits_per_position} signs, {self.tokens_per_position} tokens per position, entropy_weight={self.entropy_weight:g},"
+            f" commitment={self.commitment:g}, diversity_gamma={self.diversity_gamma:g}, temperature={self.temperature:g}"
+        )
 
 
 def tokens_of(bits_per_position: int, codebook_size: int) -> int:
-    """Tokens per position for tokens of log2(codebook_size) bits.
-
-    Raises:
-        UserError: the codebook size is not a power of two from 2 to 2^62, or the rate is not a whole number of tokens.
-    """
+    """Tokens per position for tokens of log2(codebook_size) bits. Raises UserError if the codebook size is not a power of two from 2 to
+    2^62, or the rate is not a whole number of tokens."""
     bits = int(codebook_size).bit_length() - 1
     if not 1 <= bits <= 62 or codebook_size != 2**bits:
         nearest = 2 ** min(max(round(math.log2(max(codebook_size, 2))), 1), 62)
@@ -34,28 +73,13 @@ def tokens_of(bits_per_position: int, codebook_size: int) -> int:
     return int(bits_per_position) // bits
 
 
-def checked(features: Tensor, channels: int) -> Tensor:
-    """Features (..., channels) in float32, whatever the encoder's precision.
-
-    Raises:
-        UserError: the last axis has another length.
-    """
-    if features.ndim == 0 or features.shape[-1] != channels:
-        raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {channels} channels")
-    return features.float()
-
-
 def signs(values: Tensor) -> Tensor:
     """+1 for values >= 0 (including -0.0), else -1; same shape and type."""
     return (values >= 0).to(values.dtype) * 2 - 1
 
 
 def pack(values: Tensor, tokens: int) -> Tensor:
-    """The signs of values (..., tokens * b) as tokens (..., tokens), int64 in [0, 2^b).
-
-    Raises:
-        UserError: a value is not finite.
-    """
+    """The signs of values (..., tokens * b) as tokens (..., tokens), int64 in [0, 2^b). Raises UserError if a value is not finite."""
     if has_values(values) and not bool(values.isfinite().all()):
         raise UserError("the encoder's features are not finite: the training diverged, or the weights are damaged")
     bits = (values >= 0).unflatten(-1, (tokens, -1)).long()
@@ -73,18 +97,14 @@ def _weights(bits: int, device: torch.device) -> Tensor:
 
 
 def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropies, in nats, of codes whose bits are independent with P(bit = 1) = sigmoid(logit).
+    """Entropies, in nats, of codes whose bits are independent with P(bit = 1) = sigmoid(logit), of logits (positions..., groups, b).
 
     Each code c of a group of b bits then has probability prod_i sigmoid(+-logit_i). The entropy of such a distribution is the sum of its
     bits' entropies. The mean of many does not factorise over the bits. It is computed over all 2^b codes as a product of the group's two
     halves, so that the distributions of single positions (positions x 2^b numbers) are never in memory.
 
-    Args:
-        logits: (..., groups, b), float32; the leading axes are positions.
-
-    Returns:
-        The entropy of a position's groups, summed over groups and averaged over positions; and the entropy of each group's mean
-        distribution over the positions of the global batch, summed over groups. Both are scalars from 0 to groups * b * ln 2.
+    Returns two scalars from 0 to groups * b * ln 2, sums over groups: the entropy of a position's groups, averaged over positions; and that
+    of each group's mean distribution over the positions of the global batch.
     """
     logits = logits.reshape(-1, *logits.shape[-2:]).float()
     size = logits.abs()
@@ -108,10 +128,8 @@ def _joint(logits: Tensor) -> Tensor:
 
 
 def global_mean(local: Tensor) -> Tensor:
-    """The mean of the ranks' means, with the gradient of the local one.
-
-    Data-parallel training averages the ranks' gradients. By the chain rule, the average of f'(global) * d local is the gradient of
-    f(global) for any f, without a collective in the backward pass.
+    """The mean of the ranks' means, with the gradient of the local one: data-parallel training averages the ranks' gradients, and by the
+    chain rule the average of f'(global) * d local is the gradient of f(global) for any f, without a collective in the backward pass.
 
     With gradients disabled, this is the local mean: in evaluation, ranks may have different numbers of batches and must not wait.
     """

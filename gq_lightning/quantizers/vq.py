@@ -19,7 +19,16 @@ from torch import Tensor, nn
 
 from gq_lightning.distributed import is_distributed, rows_of_all_ranks
 from gq_lightning.errors import UserError
-from gq_lightning.quantizers.base import PenaltyReduction, Quantized, Quantizer, check_reduction, check_tokens, reduced, tokens_of_rate
+from gq_lightning.quantizers.base import (
+    PenaltyReduction,
+    Quantized,
+    Quantizer,
+    check_reduction,
+    check_tokens,
+    checked,
+    reduced,
+    tokens_of_rate,
+)
 from gq_lightning.quantizers.codebook import check_codebook
 from gq_lightning.quantizers.search import best_codewords, k_best_codewords
 
@@ -143,9 +152,7 @@ class VectorQuantizer(Quantizer):
 
     def group(self, features: Tensor) -> Tensor:
         """(..., encoder_channels) to (..., tokens_per_position, group_size), in float32 whatever the encoder's precision."""
-        if features.shape[-1] != self.encoder_channels:
-            raise UserError(f"features of shape {tuple(features.shape)}: the last axis must have {self.encoder_channels} channels")
-        return features.float().unflatten(-1, (self.tokens_per_position, self.group_size))
+        return checked(features, self.encoder_channels).unflatten(-1, (self.tokens_per_position, self.group_size))
 
     def _nearest(self, vectors: Tensor) -> Tensor:
         return nearest(vectors.detach().flatten(0, -2), self.codebook.detach()).view(vectors.shape[:-1])

@@ -29,12 +29,10 @@ def read_checkpoint(
     weights_only: bool = True,
     placeholders: Callable[[list[str]], list[Any]] = lambda names: [],
 ) -> Any:
-    """The content of a checkpoint. It is returned only if all of the file is sound, and no code in it is run.
+    """The content of a file that torch.save wrote. It is returned only if all of the file is sound, and no code in it is run.
 
     Args:
-        path: a file that torch.save wrote.
         mmap: map the tensors instead of reading them, so that unused tensors cost nothing.
-        map_location: as for torch.load.
         weights_only: as for torch.load. False runs code in the file.
         placeholders: maps the names of classes in the file that torch does not know to replacements, in the form `safe_globals` takes.
 

@@ -33,33 +33,19 @@ TOLERANCE = 1e-4
 TRIES = 32
 
 
-class _Encoder(nn.Module):
-    def __init__(self, tokenizer: ImageTokenizer) -> None:
+class _Half(nn.Module):
+    def __init__(self, tokenizer: ImageTokenizer, verb: Literal["encode", "decode"]) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.verb = tokenizer, verb
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tokenizer.encode(images)
-
-
-class _Decoder(nn.Module):
-    def __init__(self, tokenizer: ImageTokenizer) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.tokenizer.decode(tokens)
+    def forward(self, given: Tensor) -> Tensor:
+        return self.tokenizer.encode(given) if self.verb == "encode" else self.tokenizer.decode(given)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The graphs beside the tokenizer.
-
-    Attributes:
-        tokens: how many were compared.
-        ties: those among them that differ, as rounding decides between codewords that fit equally well.
-        difference: the largest of a decoded value.
-    """
+    """The graphs beside the tokenizer: how many `tokens` were compared, how many differ as `ties`, where rounding decides between codewords
+    that fit equally well, and the largest `difference` of a decoded value."""
 
     tokens: int
     ties: int
@@ -67,15 +53,9 @@ class Comparison:
 
 
 def export_tokenizer(tokenizer: ImageTokenizer, format: Format, folder: Path) -> Comparison:
-    """Writes encoder and decoder, and what a user of their tokens should know of them in `FACTS`, to a folder.
+    """Writes encoder and decoder of a tokenizer in float32 on the CPU, and in `FACTS` what a user of their tokens should know, to a folder.
 
-    Args:
-        tokenizer: in float32, on the CPU.
-        format: `onnx` writes encoder.onnx and decoder.onnx, `torch` encoder.pt2 and decoder.pt2.
-        folder: made if missing.
-
-    Raises:
-        UserError: a part of the tokenizer cannot be exported, a library is missing, or the graphs give something else.
+    Raises UserError if a part of the tokenizer cannot be exported, a library is missing, or the graphs give something else.
     """
     for library in ("onnx", "onnxscript", "onnxruntime"):
         if format == "onnx" and find_spec(library) is None:
@@ -91,8 +71,8 @@ def export_tokenizer(tokenizer: ImageTokenizer, format: Format, folder: Path) ->
     images = torch.zeros(2, 3, *(sides(window) if window else (4 * step, 5 * step)))
     tokens = torch.zeros(2, images.shape[2] // step, images.shape[3] // step, tokenizer.tokens_per_position, dtype=torch.int64)
     free = ({}, {}) if window else ({2: step * height, 3: step * width}, {1: height, 2: width})
-    encoder = _graph(_Encoder(tokenizer), images, {0: batch, **free[0]}, format, names)
-    decoder = _graph(_Decoder(tokenizer), tokens, {0: batch, **free[1]}, format, names[::-1])
+    encoder = _graph(_Half(tokenizer, "encode"), images, {0: batch, **free[0]}, format, names)
+    decoder = _graph(_Half(tokenizer, "decode"), tokens, {0: batch, **free[1]}, format, names[::-1])
     compared = _compare(tokenizer, _runner(encoder, format), _runner(decoder, format))
     write_whole(folder / f"encoder{SUFFIX[format]}", encoder)
     write_whole(folder / f"decoder{SUFFIX[format]}", decoder)

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import re
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,16 +42,8 @@ def write_folder(
 ) -> None:
     """Writes or overwrites the folder. If the process is killed, either the old or the new content is there, complete.
 
-    config.json decides which, since it names the hash of its weights. Until it is in place, the new weights have a temporary name.
-
-    Args:
-        folder: created if missing.
-        description: of the tokenizer or prior.
-        state: its state_dict.
-        facts: further entries of config.json, see `check_facts`.
-
-    Raises:
-        UserError: the folder cannot be written.
+    config.json decides which, since it names the hash of its weights. Until it is in place, the new weights have a temporary name. Besides
+    the description it has `facts`, see `check_facts`. Raises UserError if the folder cannot be written.
     """
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -91,11 +84,8 @@ def _beside(digest: str) -> str:
 
 
 def read_folder(folder: str | Path, kind: Kind = "tokenizer") -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-    """The description, the verified state_dict and the whole config.json of a folder.
-
-    Raises:
-        UserError: a file is missing, damaged, or in another format.
-    """
+    """The description, the verified state_dict and the whole config.json of a folder. Raises UserError if a file is missing, damaged, or in
+    another format."""
     folder = Path(folder)
     config = _read_config(folder, kind)
     expected, actual = config["weights"]["sha256"], ""
@@ -127,6 +117,16 @@ def check_facts(facts: dict[str, Any], recorded: dict[str, Any], source: str) ->
                 f"{source}: {fact} {given!r:.80} is recorded, but the description gives {value!r:.80}: the file was changed or is damaged;"
                 " copy it again, or change it in Python and save it"
             )
+
+
+@contextmanager
+def weights_must_fit(kind: Kind, source: str) -> Iterator[None]:
+    """Raises UserError if torch finds, within the block, that weights do not fit a module."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{source}: its weights do not fit the {kind} it describes: {' '.join(lines[1:2])[:300]}") from error
 
 
 def _widened(state: dict[str, Tensor], stored: str | None) -> dict[str, Tensor]:
@@ -164,14 +164,8 @@ def _content(path: Path) -> bytes:
 
 
 def locate(name: str | Path, kind: Kind = "tokenizer", **download: Any) -> Path:
-    """The folder of a tokenizer or a prior: `name` itself or inside a run's folder, a shipped tokenizer, or a download from the hub.
-
-    A prior's repository contains the folder of its tokenizer.
-
-    Args:
-        name: a folder, the name of a shipped tokenizer, or `owner/repository`.
-        download: revision, token, cache_dir, force_download, local_files_only of `huggingface_hub.snapshot_download`.
-    """
+    """The folder of a tokenizer or a prior: `name` itself or inside a run's folder, a shipped tokenizer, or `owner/repository` on the hub.
+    A prior's repository contains the folder of its tokenizer. `download` are options of `huggingface_hub.snapshot_download`."""
     if os.path.exists(name):  # False for a name that no file can have
         of_a_run = RunFolder(name).tokenizer if kind == "tokenizer" else RunFolder(name).prior
         return next((folder for folder in (Path(name), of_a_run) if (folder / CONFIG).is_file()), Path(name))

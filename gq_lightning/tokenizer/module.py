@@ -29,13 +29,11 @@ ROUNDING = 0.01
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The result of `reconstruct`, for evaluation; images are clamped to [-1, 1].
+    """The result of `reconstruct`, for evaluation: `tokens` (B, h, w, n) int64, and `images` (B, 3, H, W) decoded from them, clamped to
+    [-1, 1].
 
-    Attributes:
-        tokens: (B, h, w, n) int64.
-        images: (B, 3, H, W), decoded from the tokens.
-        gaussian: (B, 3, H, W), decoded from the posterior mean, or None if the quantizer has no posterior.
-        bits: (B, h, w, n), divergence of each token in bits, or None likewise.
+    Of a quantizer with posteriors also `gaussian` (B, 3, H, W), decoded from the posterior mean, and `bits` (B, h, w, n), the divergence of
+    each token; else None.
     """
 
     tokens: Tensor
@@ -123,12 +121,8 @@ class ImageTokenizer(Pretrained):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, tile: int | None = None, gaussian: bool = True) -> Reconstruction:
-        """Images (B, 3, H, W) in [-1, 1], decoded from tokens and, if there is one, from the posterior mean.
-
-        Args:
-            tile: larger images are seen in windows, see `encode`.
-            gaussian: decode the posterior mean too, which doubles the decoder's time.
-        """
+        """Images (B, 3, H, W) in [-1, 1], decoded from tokens and, if there is one and unless `gaussian` is False, from the posterior mean,
+        which doubles the decoder's time. With `tile`, larger images are seen in windows, see `encode`."""
         check_images(images)
         images = images.to(self.device, self.dtype)
         features = see_in_windows(self.backbone.encode, images, self.downsampling, 1, self.fixed_image_size, tile).movedim(1, -1)
@@ -198,11 +192,8 @@ class ImageTokenizer(Pretrained):
 
 
 def check_images(images: Tensor) -> tuple[float, float]:
-    """The smallest and the largest value of images.
-
-    Raises:
-        UserError: they are not floating point (B, 3, H, W), or have a value outside [-1, 1] by more than rounding, or NaN.
-    """
+    """The smallest and the largest value of images. Raises UserError if they are not floating point (B, 3, H, W), or have a value outside
+    [-1, 1] by more than rounding, or NaN."""
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in FLOATS:
         raise UserError(f"images must be floating point (B, 3, H, W) in [-1, 1], not {images.dtype} {tuple(images.shape)}")
     if not has_values(images) or not images.numel():

@@ -15,6 +15,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.files import RunFolder
 from gq_lightning.quantizers.base import Quantizer
 from gq_lightning.tokenizer import folder as files
+from gq_lightning.tokenizer.checkpoint_file import read_checkpoint
 
 CLASS_PATH = "gq_lightning.ImageTokenizer"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -98,14 +99,39 @@ class Pretrained(nn.Module):
         """
         folder = files.locate(name, **download)
         if not (folder / files.CONFIG).is_file() and (folder.is_file() or RunFolder(folder).last.is_file()):
-            from gq_lightning.tokenizer.checkpoint import load_checkpoint  # a circular import at module level
-
-            return load_checkpoint(folder)  # type: ignore[return-value]
+            return cls.from_checkpoint(folder)
         description, state, recorded = files.read_folder(folder)
         source = str(folder / files.CONFIG)
         tokenizer = cls.from_description(description, state, source)
         files.check_facts(tokenizer.facts(), recorded, source)
         return tokenizer
+
+    @classmethod
+    def from_checkpoint(cls, path: Path) -> Self:
+        """The tokenizer of a training checkpoint, or of the last checkpoint in a run's folder. Raises UserError if there is no checkpoint,
+        or this package did not write it."""
+        if path.is_dir():
+            run = RunFolder(path)
+            existing = [candidate for candidate in (run.last, *sorted(run.checkpoints.glob("*.ckpt"))) if candidate.is_file()]
+            if not existing:
+                raise UserError(f"{path}: no checkpoints/*.ckpt in this folder; give a run's folder or a checkpoint")
+            path = existing[0]
+        try:
+            checkpoint = read_checkpoint(path, mmap=True)
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such checkpoint") from error
+        try:
+            description = checkpoint["tokenizer"]
+            recipe = description["init_args"]["quantizer"]
+            # copied from the mapped file, which may be overwritten later
+            own = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("tokenizer.")}
+            state = {name.removeprefix("tokenizer."): value.clone() for name, value in own.items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a checkpoint of gq_lightning (no {error}): give one that fit wrote") from error
+        if (name := "quantizer.codebook_fingerprint") in state:
+            # a conversion draws the codebook again from its recipe; no token depends on the codebook of the training
+            state[name] = build(Quantizer, recipe, str(path)).state_dict()["codebook_fingerprint"]  # type: ignore[type-abstract]
+        return cls.from_description(description, state, source=str(path))
 
     @classmethod
     def from_description(cls, description: Any, state: Mapping[str, Tensor], source: str) -> Self:
@@ -121,13 +147,11 @@ class Pretrained(nn.Module):
         with torch.device("meta") if _is_of_this_package(parts["backbone"]) else nullcontext():
             backbone = build(Backbone, parts["backbone"], source)  # type: ignore[type-abstract]
         try:
-            tokenizer = cls(backbone, build(Quantizer, parts["quantizer"], source))  # type: ignore[type-abstract]
-            _check_weights(state, tokenizer.quantizer.state_dict())
-            tokenizer.load_state_dict(state, assign=True)
+            with files.weights_must_fit("tokenizer", source):
+                tokenizer = cls(backbone, build(Quantizer, parts["quantizer"], source))  # type: ignore[type-abstract]
+                _check_weights(state, tokenizer.quantizer.state_dict())
+                tokenizer.load_state_dict(state, assign=True)
             tokenizer._read_tokens_of(fields.get("tokens_of"))
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise UserError(f"{source}: its weights do not fit the tokenizer it describes: {' '.join(lines[1:2])[:300]}") from error
         except UserError as error:
             raise UserError(f"{source}: {str(error).removeprefix(f'{source}: ')}") from error
         return tokenizer.eval().requires_grad_(False)

@@ -32,12 +32,10 @@ def squared_error(pictures: Tensor, targets: Tensor) -> Tensor:
 def refine(
     decode: Callable[[Tensor], Tensor], images: Tensor, candidates: Tensor, passes: int = 1, distance: Distance = squared_error
 ) -> tuple[Tensor, Tensor]:
-    """Coordinate descent from the first candidates; a pass visits every token once.
+    """Coordinate descent from the first candidates (B, h, w, n, k) int64, best first; a pass visits every token once.
 
     Args:
         decode: tokens (B, h, w, n) to images (B, 3, H, W).
-        images: (B, 3, H, W), the originals.
-        candidates: (B, h, w, n, k) int64, best first.
         passes: the most passes; it stops early when a pass changes nothing.
         distance: the distance to minimise, from images (b, 3, a, c) and originals to (b,), of whole images and of regions.
 
@@ -94,16 +92,11 @@ def field_of_view(decode: Callable[[Tensor], Tensor], candidates: Tensor) -> int
 
 
 def _regions(pictures: Tensor, row: int, column: int, spacing: int, cell: int) -> Tensor:
-    """The squares of `spacing` positions around the positions row, row + spacing, …, column, column + spacing, …
+    """The squares of `spacing` positions, of `cell` pixels a side each, around the positions row, row + spacing, …, column, column +
+    spacing, …
 
-    Zero beyond the image's edges. If a square would exceed an axis, it spans the whole axis.
-
-    Args:
-        pictures: (B, C, H, W).
-        cell: pixels per position, along an axis.
-
-    Returns:
-        (B * rows * columns, C, side, side), in this order.
+    Zero beyond the edges of the pictures (B, C, H, W). If a square would exceed an axis, it spans the whole axis. Returns (B * rows *
+    columns, C, side, side), in this order.
     """
     side = spacing * cell
     for axis, first in ((2, row), (3, column)):

@@ -18,34 +18,21 @@ WINDOWS_PER_BATCH = 16
 
 
 def starts(length: int, window: int, overlap: int) -> list[int]:
-    """Positions of the windows that cover [0, length): `window - overlap` apart, the last one flush with the end.
-
-    Raises:
-        ValueError: unless 0 <= overlap < window <= length, or one window is the whole length.
-    """
-    if window == length > 0:
-        return [0]
-    if not 0 <= overlap < window <= length:
-        raise ValueError(f"need 0 <= overlap < window <= length, got overlap {overlap}, window {window}, length {length}")
+    """Positions of the windows that cover [0, length): `window - overlap` apart, the last one flush with the end."""
     last = length - window
-    return [*range(0, last, window - overlap), last]
+    return [*range(0, last, max(window - overlap, 1)), last]
 
 
 def see_in_windows(
     function: Callable[[Tensor], Tensor], x: Tensor, scale_in: int, scale_out: int, window: Size | None, tile: int | None
 ) -> Tensor:
-    """`function` applied to `x` at once if it can be, else in windows that overlap by a quarter, which hides the seams.
+    """`function` applied to `x` (B, C, H, W) at once if it can be, else in windows that overlap by a quarter, which hides the seams. Raises
+    UserError if `tile` is not a multiple of the downsampling, or the image is smaller than `window`.
 
     Args:
-        function: as in `apply_in_windows`.
-        x: (B, C, H, W).
-        scale_in: elements of `x` per position of the token grid.
-        scale_out: elements of the result per position; one of the two scales is 1, the other is the downsampling.
+        scale_in, scale_out: elements of `x` and of the result per position of the token grid; one is 1, the other is the downsampling.
         window: the only size, in pixels, that `function` accepts, or None if it accepts any.
         tile: the largest size, in pixels, to process at once; None sets no limit.
-
-    Raises:
-        UserError: `tile` is not a multiple of the downsampling, or the image is smaller than `window`.
     """
     if x.shape[0] == 0:  # an empty batch still needs the output's shape; `len` would fix the size of an exported batch
         return see_in_windows(function, x.new_zeros(1, *x.shape[1:]), scale_in, scale_out, window, tile)[:0]
@@ -74,30 +61,19 @@ def apply_in_windows(
     scale_out: int = 1,
     batch_size: int = 1,
 ) -> Tensor:
-    """`function` applied to `x` window by window, blended by linear ramps where windows overlap.
+    """`function` applied to `x` (B, C, H, W) window by window, blended by linear ramps where windows overlap.
 
-    Every image is processed separately, so that its result is independent of the rest of the batch to the bit.
-    If one window covers `x`, the result is `function(x)`, whatever `batch_size` is.
+    Every image is processed separately, so that its result is independent of the rest of the batch to the bit. If one window covers `x`,
+    the result is `function(x)`, whatever `batch_size` is.
 
     Args:
-        function: (b, C, wh, ww) to (b, C2, wh * scale_out / scale_in, ww * scale_out / scale_in).
-        x: (B, C, H, W).
-        window: height and width of a window, in elements of `x`.
+        function: (b, C, wh, ww) to (b, C2, wh * s, ww * s), s = scale_out / scale_in.
+        window: height and width of a window, in elements of `x`; like H, W and `overlap` multiples of `scale_in`.
         overlap: smallest overlap of neighbouring windows, in elements of `x`, along both axes or along each.
-        scale_in: elements of `x` per position of the common grid; divides H, W, `window` and `overlap`.
-        scale_out: elements of the result per position of that grid.
         batch_size: windows in one call of `function`.
-
-    Returns:
-        (B, C2, H * scale_out / scale_in, W * scale_out / scale_in), in the dtype of the function's results.
-
-    Raises:
-        ValueError: no windows cover `x` (see `starts`), or a length is not a multiple of `scale_in`.
     """
     height, width = x.shape[-2:]
     overlaps = sides(overlap)
-    if any(length % scale_in for length in (height, width, *window, *overlaps)):
-        raise ValueError(f"size {height}x{width}, window {window} and overlap {overlap} must be multiples of {scale_in}")
     rows, columns = starts(height, window[0], overlaps[0]), starts(width, window[1], overlaps[1])
     if len(rows) == len(columns) == 1:
         return function(x)

@@ -4,7 +4,6 @@ picture --fit_picture--> (3, H, W) --tokenizer.encode--> TokenFile --write_token
 NAME.tokens --read_tokens--> TokenFile --tokenizer.decode, crop--> picture
 """
 
-import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,13 +24,13 @@ from gq_lightning.data.pictures.reading import (
     extended,
     load_picture,
     resize_shorter,
+    save_picture,
     scale_pixels,
     to_picture,
     to_pixels,
     to_tensor,
 )
 from gq_lightning.errors import UserError, printable
-from gq_lightning.files import write_whole
 from gq_lightning.tokens.token_file import SUFFIX, SUFFIXES, Prior, TokenFile, read_tokens, write_tokens
 
 __all__ = ["SUFFIX", "Fit", "TokenFile", "Tokenizer", "decode_pictures", "encode_pictures", "fit_picture", "read_tokens", "write_tokens"]
@@ -63,7 +62,7 @@ class Tokenizer(Protocol):
 
 
 def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: Size | None, size: Size | None) -> tuple[Tensor, int, int, str]:
-    """Fits a picture to the tokenizer's grid.
+    """Fits a picture to the tokenizer's grid. Raises UserError if the picture is too small to be cropped.
 
     Args:
         fit: "pad" extends the picture at the right and the bottom by reflection, to a multiple of `downsampling` that is at least
@@ -72,9 +71,6 @@ def fit_picture(picture: Image.Image, fit: Fit, downsampling: int, window: Size 
 
     Returns:
         image (3, H, W) in [-1, 1]; height and width to restore after decoding; a short description, with sizes as height x width.
-
-    Raises:
-        UserError: the picture is too small to be cropped.
     """
     before = f"{picture.height}x{picture.width}"
     if fit == "resize":
@@ -115,8 +111,7 @@ def encode_pictures(
 
     Args:
         bits: number of bits of each token to keep, if the tokenizer's codebook is ordered as a tree; None keeps all.
-        refine: number of passes that choose tokens by decoding them.
-        distance: the distance that `refine` minimises; None is the squared error.
+        refine, distance: passes that choose tokens by decoding them, and what they minimise; None is the squared error.
         prior: codes the tokens with its probabilities where that is smaller.
 
     Raises:
@@ -172,16 +167,12 @@ def decode_pictures(
     any_tokenizer: bool = False,
     prior: Prior | None = None,
 ) -> list[Path]:
-    """Decodes token files, and folders of token files with their structure, to PNG files in `out`.
+    """Decodes token files, and folders of token files with their structure, to PNG files in `out`; `prior` is for files that were coded
+    with it.
 
-    ``a.jpg.tokens`` becomes ``a.png``, or ``a.jpg.png`` if two token files of this call would become ``a.png``.
-
-    Args:
-        any_tokenizer: accept tokens of another tokenizer; their geometry must still fit.
-        prior: for files that were coded with it.
-
-    Raises:
-        UserError: a token file is damaged or belongs to another tokenizer, or a picture next to its token file would be overwritten.
+    ``a.jpg.tokens`` becomes ``a.png``, or ``a.jpg.png`` if two token files of this call would become ``a.png``. Raises UserError if a token
+    file is damaged or belongs to another tokenizer, unless `any_tokenizer` is given and the geometry fits, or a picture next to its token
+    file would be overwritten.
     """
     sources = [(source, Path(source.name) if given == source else source.relative_to(given)) for given, source in _token_files(paths)]
     names = [relative.with_name(_without_suffix(relative.name)) for _, relative in sources]
@@ -204,9 +195,7 @@ def decode_pictures(
         cut_short = token_file.fingerprint == fingerprint and token_file.codebook_size < tokenizer.codebook_size
         decoder = tokenizer.coarser(token_file.codebook_size.bit_length() - 1) if cut_short else tokenizer
         image = decoder.decode(token_file.tokens[None], tile=tile)[0].float().cpu()
-        buffer = io.BytesIO()
-        to_picture(image[:, : token_file.height, : token_file.width]).save(buffer, format="PNG")
-        write_whole(target, buffer.getvalue())
+        save_picture(to_picture(image[:, : token_file.height, : token_file.width]), target)
         written.append(target)
         said = f"{target}: {token_file.height}x{token_file.width} from {token_file.tokens.numel()} tokens ({token_file.fit})"
         console.print(printable(said))

@@ -8,7 +8,6 @@ the point is popped off the stack first, so that its bits are recovered. Only un
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,24 +15,7 @@ from numpy.typing import NDArray
 # the coder has 24 bits for a distribution, so each of 2^20 points has at least 16 steps, which wastes less than a tenth of a bit
 MOST_POINTS = 2**20
 
-Interval = tuple[int, int, int]
-
-
-class Distribution(Protocol):
-    """The distribution of one token."""
-
-    def interval(self, token: int) -> Interval:
-        """start, frequency (1 or more) and total (at most `MOST_POINTS`) of a token."""
-
-    def token(self, point: Callable[[int], int]) -> int:
-        """The token whose interval contains the point; `point(total)` returns the point."""
-
-
-class Model(Distribution, Protocol):
-    """The distribution of the next token, given the previous ones."""
-
-    def see(self, token: int) -> None:
-        """Records the next token."""
+Interval = tuple[int, int, int]  # start, frequency (1 or more) and total (at most MOST_POINTS) of a token
 
 
 class Counts:
@@ -43,7 +25,7 @@ class Counts:
     if `size` exceeds it already.
 
     The sums of counts are a binary indexed tree (Fenwick 1994), so a token takes the same few microseconds whether a thousand or a million
-    came before.
+    came before. `token` returns that whose interval contains the point which `point(total)` draws.
     """
 
     def __init__(self, size: int, weight: int) -> None:
@@ -97,7 +79,7 @@ class Table:
         return int(np.searchsorted(self._starts, point(int(self._starts[-1])), side="right")) - 1
 
 
-def encode(tokens: Sequence[int], models: Sequence[Model]) -> bytes:
+def encode(tokens: Sequence[int], models: Sequence[Counts]) -> bytes:
     """Codes tokens; models[i % len(models)] codes token i, and each model sees only its own tokens."""
     intervals = []
     for index, token in enumerate(tokens):
@@ -107,7 +89,7 @@ def encode(tokens: Sequence[int], models: Sequence[Model]) -> bytes:
     return packed(intervals)
 
 
-def decode(data: bytes, count: int, models: Sequence[Model]) -> list[int]:
+def decode(data: bytes, count: int, models: Sequence[Counts]) -> list[int]:
     """The inverse of `encode`, with `models` in their initial state. Other data give other tokens, or ValueError."""
     reader, tokens = Reader(data), []
     for index in range(count):
@@ -139,7 +121,7 @@ class Reader:
         self._uniform = constriction.stream.model.Uniform
         self._coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, dtype="<u4").astype(np.uint32))
 
-    def read(self, distribution: Distribution) -> int:
+    def read(self, distribution: Counts | Table) -> int:
         drawn = 0
 
         def point(total: int) -> int:

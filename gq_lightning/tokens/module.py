@@ -4,26 +4,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from gq_lightning.data.module import ResumableDataModule
-from gq_lightning.data.order import Place
 from gq_lightning.errors import UserError
 from gq_lightning.tokens.token_set import Header, TokenSet, read_json
-
-
-class _AtPlaces(Dataset[tuple[Tensor, int]]):
-    """A token set indexed by places. Rows are not random, so the places' seeds are unused."""
-
-    def __init__(self, tokens: TokenSet) -> None:
-        self.tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, place: int | Place) -> tuple[Tensor, int]:
-        return self.tokens[place[0] if isinstance(place, tuple) else place]
 
 
 class TokenSets(ResumableDataModule):
@@ -66,12 +51,12 @@ class TokenSets(ResumableDataModule):
             )
 
     @cached_property
-    def _training(self) -> _AtPlaces:  # type: ignore[override]
-        return _AtPlaces(self.training_set())
+    def _training(self) -> TokenSet:
+        return self.training_set()
 
     @cached_property
-    def _evaluation(self) -> _AtPlaces:  # type: ignore[override]
-        return _AtPlaces(self.evaluation_set())
+    def _evaluation(self) -> TokenSet:
+        return self.evaluation_set()
 
     def training_set(self) -> TokenSet:
         """All views of the training pictures."""
@@ -87,7 +72,7 @@ class TokenSets(ResumableDataModule):
 
     def protocol(self) -> dict[str, Any]:
         """Description of the evaluation set as plain data."""
-        tokens = self._evaluation.tokens
+        tokens = self._evaluation
         return {
             "data": type(self).__name__,
             "split": tokens.header.split,

@@ -40,11 +40,7 @@ _MOST_CODED = 2**22  # tokens coded one by one, each in 7 microseconds: half a m
 
 
 class Prior(Protocol):
-    """A coder of whole grids by their probabilities, which encoder and decoder must share.
-
-    Attributes:
-        fingerprint: SHA-256 (hexadecimal) of everything that determines its probabilities.
-    """
+    """A coder of whole grids by their probabilities, which encoder and decoder must share and the SHA-256 `fingerprint` identifies."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -111,11 +107,8 @@ class TokenFile:
 
 
 def write_tokens(path: str | Path, token_file: TokenFile, prior: Prior | None = None) -> None:
-    """Writes a token file. Equal tokens give equal bytes. Raises UserError if it cannot be written, or not be coded with the prior.
-
-    Args:
-        prior: codes the tokens with its probabilities if that is smaller; the file can then only be read with the same prior.
-    """
+    """Writes a token file; equal tokens give equal bytes. A prior codes the tokens with its probabilities if that is smaller, and the file
+    can then only be read with the same prior. Raises UserError if it cannot be written, or not be coded with the prior."""
     try:
         data = to_bytes(token_file, prior)
     except UserError as error:

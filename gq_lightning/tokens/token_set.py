@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gq_lightning.construction import typed
+from gq_lightning.data.order import Place
 from gq_lightning.errors import UserError
 from gq_lightning.files import open_regular, parse_json, write_whole
 
@@ -36,14 +37,11 @@ class Header:
     """Description of a token set. Sizes that no set can have raise ValueError.
 
     Attributes:
-        grid: h, w and n of one picture's tokens (h, w, n).
-        codebook_size: tokens are in [0, codebook_size).
-        downsampling: pixels per position along one axis.
+        grid: h, w and n of one picture's tokens (h, w, n), which are in [0, codebook_size).
         tokenizer: fingerprint of the tokenizer that made the tokens.
         classes: names of the classes, indexed by label; empty if the pictures have no classes.
         views: names of the views of each picture; the rows of a picture are its views, in this order.
         preparation: description of resizing and cropping.
-        split: name of this part of the data.
         shards: number of pictures in each shard, and the SHA-256 of its two files.
         left_out: broken pictures by name, with the reason.
     """
@@ -125,7 +123,9 @@ class TokenSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return int(self._ends[-1]) * self.views
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, place: int | Place) -> tuple[Tensor, int]:
+        """The row with this index; rows are not random, so a place's seed has no effect."""
+        index = place[0] if isinstance(place, tuple) else place
         picture, view = divmod(range(len(self))[index], self.views)
         shard = int(np.searchsorted(self._ends, picture, side="right")) - 1
         row = self._shards[shard][picture - self._ends[shard]]
@@ -198,14 +198,8 @@ def map_shard(path: Path, pictures: int, record: np.dtype) -> np.ndarray:
 
 
 class Told(NamedTuple):
-    """What a shard's JSON file says.
-
-    Attributes:
-        plan: fingerprint of the pictures and options.
-        sha256: of the shard's array.
-        names: of its pictures.
-        left_out: broken pictures by name, with the reason.
-    """
+    """What a shard's JSON file says: the fingerprint of pictures and options, the SHA-256 of the array, the pictures, and the broken ones
+    with the reason."""
 
     plan: str
     sha256: str

@@ -110,19 +110,14 @@ def write_token_set(
 ) -> TokenSet:
     """Writes the set, or its missing shards. With torch.distributed, each rank writes its share of the shards.
 
-    Broken pictures are named in a warning and left out.
+    Broken pictures are named in a warning and left out. Raises UserError if no picture can be read, `out` has other tokens, or `out` cannot
+    be written.
 
     Args:
         image_size: of the images in pixels, the side of squares or (height, width).
         classes: names of the classes, see `class_names`; a picture of another class gets no label.
-        views: `one` is the picture as in evaluation; `flip` adds its mirror image; `ten_crop` is centre and corners, each with its
-            mirror image.
-        batch_size: pictures encoded together.
-        workers: processes that read pictures.
+        views: `one` is the picture as in evaluation; `flip` adds its mirror image; `ten_crop` is centre and corners, mirrored too.
         shard_pictures: pictures in a shard, which is the most that a kill loses.
-
-    Raises:
-        UserError: no picture can be read, `out` has other tokens, or `out` cannot be written.
     """
     for name, value in (("batch_size", batch_size), ("shard_pictures", shard_pictures)):
         if value < 1:

@@ -4,8 +4,8 @@ Training decodes the quantizer's relaxation. Validation, test and prediction use
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -134,7 +134,7 @@ class TokenizerTraining(LightningModule):
     def on_train_start(self) -> None:
         if self.decoder_alone and not self.tokenizer.has_tokens_of_another:
             self.tokenizer.keep_tokens()
-        for optimizer, scheduler in zip(self._optimizers(), self._schedulers(), strict=True):
+        for optimizer, scheduler in self._learners():
             as_asked_for(optimizer, scheduler)
         log_complete_steps(self.trainer, lambda: self.step_complete)
         if self.adversary is not None:
@@ -151,8 +151,10 @@ class TokenizerTraining(LightningModule):
             term, more = adversary.generator_loss(batch, reconstructions, reconstruction, self.tokenizer.backbone.last_layer)
             total, parts = total + term, parts | more
         self.step_complete = complete = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
-        generator, *discriminator = zip(self._optimizers(), self._schedulers(), strict=True)
-        with nullcontext() if complete else self._without_synchronisation():
+        generator, *discriminator = self._learners()
+        # the gradients of an incomplete step need no reduction
+        unsynchronised = nullcontext if complete else getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        with unsynchronised():
             self.manual_backward(total / self.accumulate)
         norms = [take_step(*generator, self.gradient_clip, counted=True)] if complete else []
         if adversary is not None and adversary.learns(step):
@@ -205,18 +207,10 @@ class TokenizerTraining(LightningModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         return self.tokenizer.encode(batch)
 
-    def _optimizers(self) -> list[LightningOptimizer]:
-        optimizers: Any = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
-
-    def _schedulers(self) -> Iterable[Any]:
-        schedulers: Any = self.lr_schedulers()
-        return schedulers if isinstance(schedulers, list) else [schedulers]
-
-    def _without_synchronisation(self) -> AbstractContextManager[None]:
-        # the gradients of an incomplete step need no reduction
-        block = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
-        return block()
+    def _learners(self) -> list[tuple[LightningOptimizer, Any]]:
+        """Optimizer and schedule of the generator and, with an adversary, of the discriminator."""
+        both: list[Any] = [self.optimizers(), self.lr_schedulers()]
+        return list(zip(*(each if isinstance(each, list) else [each] for each in both), strict=True))
 
     def configure_optimizers(self) -> Any:
         steps = planned_steps(self.trainer, self.accumulate) if self.schedule == "cosine" else math.inf

@@ -51,16 +51,13 @@ def adamw(
     schedule: Schedule,
     steps: float,
 ) -> OptimizerLRSchedulerConfig:
-    """Optimizer and schedule of the trainable parameters, in Lightning's form.
+    """Optimizer and schedule of the trainable parameters, in Lightning's form. Raises UserError if the schedule is `cosine` and `steps` is
+    infinite.
 
     Args:
         weight_decay: of matrices and kernels; biases, norms and scalars are not decayed.
         warmup_steps: steps over which the learning rate rises linearly.
-        schedule: `constant`, or `cosine` down to 1 % at step `steps`.
-        steps: length of the training; finite for `cosine`.
-
-    Raises:
-        UserError: the schedule is `cosine` and `steps` is infinite.
+        schedule: `constant`, or `cosine` down to 1 % at step `steps`, the length of the training.
     """
     if schedule == "cosine" and not math.isfinite(steps):
         raise UserError("model.schedule: cosine needs a finite training: set trainer.max_steps or trainer.max_epochs")
@@ -83,10 +80,7 @@ def adamw(
 
 def weights_to_go_on_with(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Chooses the weights from which fit resumes: the trained ones, if weights are no longer averaged. Call it when loading a checkpoint.
-
-    Raises:
-        UserError: the checkpoint has no optimizer state, or weights that are not finite.
-    """
+    Raises UserError if the checkpoint has no optimizer state, or weights that are not finite."""
     for states in ("state_dict", "current_model_state"):
         for name, tensor in checkpoint.get(states, {}).items():
             if not bool(tensor.isfinite().all()):
@@ -100,11 +94,8 @@ def weights_to_go_on_with(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def _moments_alone(optimizer: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-    """What an AdamW takes from the state in a checkpoint: steps and moments. Its settings stay those of `adamw`.
-
-    Raises:
-        UserError: the state belongs to other parameters, lacks a moment, or has a value that no training leaves there.
-    """
+    """What an AdamW takes from the state in a checkpoint: steps and moments. Its settings stay those of `adamw`. Raises UserError if the
+    state belongs to other parameters, lacks a moment, or has a value that no training leaves there."""
     own = optimizer.state_dict()["param_groups"]
     groups, states = loaded.get("param_groups"), loaded.get("state")
     if not isinstance(groups, list) or not isinstance(states, dict) or not all(isinstance(group, dict) for group in groups):
@@ -139,13 +130,10 @@ def as_asked_for(optimizer: LightningOptimizer, scheduler: LambdaLR) -> None:
 
 
 def take_step(optimizer: LightningOptimizer, scheduler: LRScheduler, gradient_clip: float | None, counted: bool) -> Tensor:
-    """Clips the gradients, makes a step and clears them. Returns their norm before clipping, a scalar on the device.
+    """Clips the gradients, makes a step of optimizer and learning rate, and clears them. Returns their norm before clipping, on the device.
 
-    Args:
-        scheduler: of this optimizer's learning rate, stepped with it.
-        gradient_clip: largest norm of the gradients of all the optimizer's parameters; None does not clip.
-        counted: whether it counts as a training step. Lightning counts the steps of every optimizer, so with two of them `max_steps`,
-            checkpoints and schedules would run at double speed.
+    Unless it is `counted` as a training step, Lightning does not count it: it counts the steps of every optimizer, so with two of them
+    `max_steps`, checkpoints and schedules would run at double speed.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if gradient_clip is None:

@@ -39,19 +39,11 @@ def model_config(tokenizer: ImageTokenizer) -> dict[str, Any]:
 
 @torch.no_grad()
 def start_from(tokenizer: ImageTokenizer, start: ImageTokenizer, source: str, same_tokens: bool = False) -> list[str]:
-    """Gives a tokenizer the weights of another one.
+    """Gives a tokenizer, in place, the weights of `start`, which errors call `source`. With `same_tokens` the encoder will be kept, so
+    everything must be as it is in `start`.
 
-    Args:
-        tokenizer: what is to be trained, changed in place.
-        start: what has the weights.
-        source: what errors call `start`.
-        same_tokens: the encoder will be kept, so everything must be as it is in `start`.
-
-    Returns:
-        names of the weights that `start` does not have in this shape, which are as they were.
-
-    Raises:
-        UserError: the backbones differ in more than those widths, or, for the same tokens, in anything, or the quantizers do.
+    Returns the names of the weights that `start` does not have in this shape, which are as they were. Raises UserError if the backbones
+    differ in more than those widths, or, for the same tokens, in anything, or the quantizers do.
     """
     if same_tokens:
         parts = (tokenizer.quantizer.identity(), start.quantizer.identity())

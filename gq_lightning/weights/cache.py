@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import safetensors.torch
 from filelock import FileLock
@@ -30,15 +29,6 @@ WEIGHTS: Mapping[str, str] = {
 _console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-class Cached(NamedTuple):
-    """One line of `report`: `size` in bytes, None if the file does not exist yet; `sha256` of the canonical content."""
-
-    name: str
-    path: Path
-    size: int | None
-    sha256: str
-
-
 def folder() -> Path:
     """The folder ``weights`` in `cache_folder`."""
     return cache_folder() / "weights"
@@ -51,16 +41,12 @@ def checksum(name: str) -> str:
     return WEIGHTS[name]
 
 
-def load(name: str, download: bool | None = None, progress: bool = True) -> dict[str, Tensor]:
-    """The verified tensors of `name`, float32 on the CPU.
+def load(name: str, download: bool | None = None) -> dict[str, Tensor]:
+    """The verified tensors of `name`, float32 on the CPU, with torchvision's names (``features.0.weight``), or torch-fidelity's, without
+    ``fc``.
 
-    Args:
-        name: a key of `WEIGHTS`. Tensors have torchvision's names (``features.0.weight``), or torch-fidelity's, without ``fc``.
-        download: fetch the file if it is missing or damaged; by default yes, unless ``GQ_LIGHTNING_OFFLINE=1`` is set.
-        progress: show a progress bar while fetching.
-
-    Raises:
-        UserError: the name is unknown, or the file is missing or damaged and cannot be fetched.
+    They are fetched if missing or damaged, unless `download` is False, or ``GQ_LIGHTNING_OFFLINE=1`` is set and it is None. Raises
+    UserError if the name is unknown, or they cannot be fetched.
     """
     path = _path(name)
     tensors = _read(path, checksum(name))
@@ -69,25 +55,16 @@ def load(name: str, download: bool | None = None, progress: bool = True) -> dict
     if not (os.environ.get("GQ_LIGHTNING_OFFLINE") != "1" if download is None else download):
         state = "damaged" if path.exists() else "missing"
         raise _missing(path, f"is {state} and downloads are off (GQ_LIGHTNING_OFFLINE=1, or download=False)")
-    return _fetch(name, progress)
+    return _fetch(name)
 
 
-def fetch(name: str, progress: bool = True) -> Path:
-    """The path of the verified file of `name`, fetched first if it is missing or damaged. Safe for concurrent processes.
-
-    Raises:
-        UserError: the download failed, or its content is not the pinned one.
-    """
+def fetch(name: str) -> Path:
+    """The path of the verified file of `name`, fetched first if it is missing or damaged. Safe for concurrent processes. Raises UserError
+    if the download failed, or its content is not the pinned one."""
     path = _path(name)
     if _read(path, checksum(name)) is None:
-        _fetch(name, progress)
+        _fetch(name)
     return path
-
-
-def report() -> list[Cached]:
-    """The state of the cache, one line for each name; nothing is fetched or verified."""
-    paths = {name: _path(name) for name in WEIGHTS}
-    return [Cached(name, path, path.stat().st_size if path.exists() else None, WEIGHTS[name]) for name, path in paths.items()]
 
 
 def content_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -100,7 +77,7 @@ def content_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _fetch(name: str, progress: bool) -> dict[str, Tensor]:
+def _fetch(name: str) -> dict[str, Tensor]:
     path = _path(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +87,7 @@ def _fetch(name: str, progress: bool) -> dict[str, Tensor]:
                 return tensors
             if path.exists():
                 _console.print(f"{path} is damaged: fetching it again")
-            tensors = sources.download(name, progress)
+            tensors = sources.download(name)
             store(name, tensors)
             return tensors
     except sources.SourceError as error:
@@ -120,11 +97,8 @@ def _fetch(name: str, progress: bool) -> dict[str, Tensor]:
 
 
 def store(name: str, tensors: Mapping[str, Tensor]) -> Path:
-    """Writes the tensors of weights `name`, from any source, and returns the path.
-
-    Raises:
-        UserError: the tensors are not the pinned ones, or the file cannot be written.
-    """
+    """Writes the tensors of weights `name`, from any source, and returns the path. Raises UserError if the tensors are not the pinned ones,
+    or the file cannot be written."""
     path = _path(name)
     if content_sha256(tensors) != checksum(name):
         raise _missing(path, "could not be fetched: the content found is not the pinned one")

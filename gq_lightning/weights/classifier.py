@@ -16,7 +16,7 @@ from gq_lightning.weights.cache import checksum, content_sha256, folder
 SHAPE = (1008, 2048)
 
 
-def classifier(progress: bool = True) -> Tensor | None:
+def classifier() -> Tensor | None:
     """Its weights (1008, 2048), float32 on the CPU, without the bias; None if they are not in the cache and cannot be fetched.
 
     The official file is verified by the digits in its name and by its other tensors, whose content is pinned.
@@ -25,7 +25,7 @@ def classifier(progress: bool = True) -> Tensor | None:
     if (known := _read(path)) is not None or os.environ.get("GQ_LIGHTNING_OFFLINE") == "1":
         return known
     try:
-        state = sources.official("inception", progress)
+        state = sources.official("inception")
     except sources.SourceError:
         return None
     weight = state.get("fc.weight")

@@ -18,16 +18,11 @@ SMALLEST_SIDE = {"alex": 31, "vgg": 16}
 
 
 class LPIPS(nn.Module):
-    """The distance of two batches of images in the features of a frozen network.
+    """The distance of two batches of images in the features of a frozen network: ``alex`` (for reported metrics) or ``vgg`` (for training).
 
-    The module has neither parameters nor buffers. All instances on a device share one network, always in evaluation mode and in float32.
-    So `state_dict`, strict loading, copies, `train()` and casts do not affect it.
-
-    Args:
-        network: ``alex`` (for reported metrics) or ``vgg`` (for training).
-
-    Raises:
-        UserError: the network is unknown, or its weights are missing and cannot be fetched.
+    The module has neither parameters nor buffers. All instances on a device share one network, always in evaluation mode and in float32. So
+    `state_dict`, strict loading, copies, `train()` and casts do not affect it. Raises UserError if the network is unknown, or its weights
+    are missing and cannot be fetched.
     """
 
     def __init__(self, network: Literal["alex", "vgg"] = "alex") -> None:
@@ -38,14 +33,8 @@ class LPIPS(nn.Module):
         _network(network, torch.device("cpu"))  # report missing weights now, not at the first step
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Distances (B,), 0 for equal images; gradients flow to what requires them.
-
-        Args:
-            images, targets: (B, 3, H, W) in [-1, 1].
-
-        Raises:
-            UserError: the images are too small for the network.
-        """
+        """Distances (B,) of images (B, 3, H, W) in [-1, 1], 0 for equal ones; gradients flow to what requires them. Raises UserError if
+        they are too small for the network."""
         side, smallest = min(images.shape[-2:]), SMALLEST_SIDE[self.network]
         if side < smallest:
             raise UserError(f"images of {side} pixels: LPIPS ({self.network}) needs {smallest} or more; use larger images or turn it off")

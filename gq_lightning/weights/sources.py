@@ -26,9 +26,9 @@ class SourceError(Exception):
     """A download that could not be reached or read; the message gives the reason."""
 
 
-def download(name: str, progress: bool) -> dict[str, Tensor]:
+def download(name: str) -> dict[str, Tensor]:
     """The tensors of weights `name`. Raises SourceError."""
-    return wanted(official(name, progress))
+    return wanted(official(name))
 
 
 def wanted(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -37,14 +37,14 @@ def wanted(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().float().contiguous() for key, value in state.items() if key.startswith("features.") or key.endswith(ends)}
 
 
-def official(name: str, progress: bool) -> dict[str, Tensor]:
+def official(name: str) -> dict[str, Tensor]:
     """All tensors of the official file of weights `name`, whose name gives the first digits of its SHA-256. Raises SourceError."""
     columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     try:
         with (
             TemporaryDirectory() as folder,
             urllib.request.urlopen(URLS[name], timeout=TIMEOUT) as response,
-            Progress(*columns, console=Console(stderr=True, markup=False, emoji=False), disable=not progress, transient=True) as bar,
+            Progress(*columns, console=Console(stderr=True, markup=False, emoji=False), transient=True) as bar,
         ):
             file = Path(folder, "weights.pth")
             task = bar.add_task(name, total=int(response.headers.get("Content-Length") or 0) or None)

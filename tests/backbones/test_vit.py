@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gq_lightning.backbones import VisionTransformer
-from gq_lightning.backbones.vit import Transformer, patchify, unpatchify
+from gq_lightning.backbones.vit import Transformer, to_map, to_sequence
 from gq_lightning.errors import UserError
 
 torch.set_num_threads(1)
@@ -50,17 +50,17 @@ def test_parameter_shapes_at_a_small_size() -> None:
 
 def test_patches_are_flattened_channel_row_column() -> None:
     images = torch.arange(2.0 * 3 * 8 * 8).reshape(2, 3, 8, 8)
-    patches = patchify(images, 4)
+    patches = to_sequence(F.pixel_unshuffle(images, 4))
     assert patches.shape == (2, 4, 48)
     for index, (top, left) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
         assert torch.equal(patches[:, index], images[:, :, top : top + 4, left : left + 4].flatten(1))
-    assert torch.equal(unpatchify(patches, 4, images.shape[2] // 4), images)
+    assert torch.equal(F.pixel_shuffle(to_map(patches, images.shape[2] // 4), 4), images)
 
 
 @pytest.mark.parametrize("height", [1, 3, 9])
-def test_unpatchify_inverts_from_the_other_side(height: int) -> None:
+def test_maps_and_sequences_invert_each_other(height: int) -> None:
     patches = torch.randn(2, 9, 12)
-    assert torch.equal(patchify(unpatchify(patches, 2, height), 2), patches)
+    assert torch.equal(to_sequence(to_map(patches, height)), patches)
 
 
 def transform(transformer: Transformer, x: Tensor, heads: int) -> Tensor:

@@ -96,7 +96,7 @@ def test_batch_names_are_those_of_the_loader(pictures: Path) -> None:
     torch.manual_seed(3)
     data = ImageFolder(str(pictures / "train"), str(pictures / "val"), image_size=32, batch_size=BATCH, workers=0, crop="plain")
     loader = data.train_dataloader()
-    pictures_by_name = {data._training.name(index): data._training.pictures[index] for index in range(6)}
+    pictures_by_name = {data._training.pictures.name(index): data._training.pictures[index] for index in range(6)}
     for epoch in range(2):
         for index, batch in enumerate(loader):
             for name, image in zip(data.batch_names(epoch, index), batch, strict=True):

@@ -179,7 +179,7 @@ def test_datasets_survive_pickling(imagenet: Callable[..., ImageNet]) -> None:
     for loader in (data.train_dataloader(), data.val_dataloader()):
         guarded: Any = loader.dataset
         copy = pickle.loads(pickle.dumps(guarded))
-        assert copy.name(0) == guarded.name(0) and torch.equal(copy[0], guarded[0])
+        assert copy.pictures.name(0) == guarded.pictures.name(0) and torch.equal(copy[0], guarded[0])
     assert pickle.loads(pickle.dumps(Photographs().evaluation_set())).name(0) == "chelsea.png/0-0"
 
 

@@ -98,7 +98,7 @@ def test_every_way_in_gives_the_same_tensors(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("gq_lightning.evaluation.evaluate.evaluate", evaluate)
     monkeypatch.setattr("gq_lightning.cli.loading.load_tokenizer", lambda *arguments: Recorder())
-    monkeypatch.setattr("gq_lightning.metrics.report.metrics_table", lambda values, title: title)
+    monkeypatch.setattr("gq_lightning.evaluation.report.metrics_table", lambda values, title: title)
     call = ["evaluate", "--tokenizer=none", f"--data={folder}", f"--size={SIZE}", "--workers=0", f"--out={tmp_path / 'metrics.json'}"]
     assert main(call) == 0
     seen["evaluate"] = dict(zip(sorted(written), evaluated, strict=True))

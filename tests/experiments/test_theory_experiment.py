@@ -10,7 +10,7 @@ import torch
 from scipy.stats import kstest
 
 import theory
-from gq_lightning.theory import kl_bits
+from gq_lightning.quantizers.gaussian import kl_bits
 from theory import Posterior, bounds, main, measure, ordered, posterior, searched, verdict
 from theory_figure import figure
 

@@ -37,7 +37,6 @@ from gq_lightning.data import ImageFolder, Shards
 from gq_lightning.data.shards.writing import write_shards
 from gq_lightning.importers.authors import import_checkpoint
 from gq_lightning.priors import Prior
-from gq_lightning.tokenizer.checkpoint import load_checkpoint
 from gq_lightning.tokens import TokenSet
 from gq_lightning.tokens.tokenizing import write_token_set
 
@@ -224,7 +223,7 @@ class Kinds:
 
     def convert(self, draw: random.Random) -> None:
         path, forged = self._checkpoint(draw, self.content)
-        tokenizer = load_checkpoint(path)
+        tokenizer = ImageTokenizer.from_checkpoint(path)
         assert forged or tokenizer.fingerprint == self.fingerprint, "another tokenizer"
         with suppress(UserError) if forged else nullcontext():  # finite weights may overflow; `decode` does not know their file
             tokenizer.decode(self.written[None])

@@ -40,12 +40,8 @@ class CheckpointFiles(CheckpointIO):
             raise UserError(f"{path}: the checkpoint could not be written ({reason.strerror or reason}), {kept}") from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Loads tensors and plain data. A pickle that would run code is refused, unless `weights_only` is explicitly False.
-
-        Raises:
-            UserError: the file is damaged, is not a checkpoint, or holds other objects.
-            FileNotFoundError: the file does not exist.
-        """
+        """Tensors and plain data. A pickle that would run code is refused, unless `weights_only` is explicitly False. Raises UserError if
+        the file is damaged, is not a checkpoint, or holds other objects, and FileNotFoundError."""
         location = map_location or (lambda storage, location: storage)
         if "://" in str(path):
             return self._io.load_checkpoint(path, location, weights_only is not False)

@@ -14,12 +14,10 @@ import threading
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 from gq_lightning.callbacks.surviving.last_checkpoint import last_checkpoint
-from gq_lightning.distributed import any_over_ranks, is_distributed
 from gq_lightning.lightning_internals import (
     SIGTERMException,
     cluster_environment,
@@ -71,18 +69,15 @@ class Preemption(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._complete, self._step = trainer.global_step != self._step, trainer.global_step
         if self._complete and not validation_is_due(trainer):
-            self._agree(trainer, pl_module)
+            self._agree(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_fitting(trainer) and self._training and self._complete:
-            self._agree(trainer, pl_module)
+            self._agree(trainer)
 
-    def _agree(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _agree(self, trainer: Trainer) -> None:
         """If any rank was told to stop, LastCheckpoint saves next, and then Lightning's loop raises SIGTERMException."""
-        told = bool(self._signal)
-        if is_distributed():
-            told = bool(any_over_ranks(torch.tensor(told, dtype=torch.uint8, device=pl_module.device)))
-        tell_to_stop(trainer, told)
+        tell_to_stop(trainer, trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = False

@@ -59,52 +59,44 @@ class Advice(Callback):
         ).tolist()
         goal = f"{tdc.target_bits:g} ± {tdc.alpha:g}"
         cure = "lower" if mean < tdc.target_bits else "raise"
-        self._watch(
-            "target",
-            step,
-            abs(mean - tdc.target_bits) > tdc.alpha,
-            f"tokens cost {mean:.1f} bits on average, but the target is {goal}: train longer, raise {OPTION}.tdc_beta ({tdc.beta:g}), "
-            f"which moves the multipliers faster, or {cure} {OPTION}.penalty_weight",
-        )
+        problems = [
+            (
+                "target",
+                abs(mean - tdc.target_bits) > tdc.alpha,
+                f"tokens cost {mean:.1f} bits on average, but the target is {goal}: train longer, raise {OPTION}.tdc_beta ({tdc.beta:g}), "
+                f"which moves the multipliers faster, or {cure} {OPTION}.penalty_weight",
+            )
+        ]
         for name, share, side, change in (
             ("lambda_min", below, "below", f"train longer, give more {OPTION}.latent_channels, or lower the rate"),
             ("lambda_max", above, "above", f"raise {OPTION}.penalty_weight, or the rate"),
             ("lambda_mean", below + above, "beside", f"change {OPTION}.penalty_weight by a factor of ten"),
         ):
             value = float(getattr(tdc, name))
-            self._watch(
-                name,
-                step,
-                share > SHARE and (value <= LOWEST * 1.001 or value >= HIGHEST * 0.999),
-                f"{name} is at its bound, {value:g}, and {share:.0%} of the tokens are still {side} {goal} bits: {change}",
-            )
+            at_its_bound = value <= LOWEST * 1.001 or value >= HIGHEST * 0.999
+            text = f"{name} is at its bound, {value:g}, and {share:.0%} of the tokens are still {side} {goal} bits: {change}"
+            problems.append((name, share > SHARE and at_its_bound, text))
+        for name, wrong, text in problems:
+            if self._lasts(name, step, wrong):
+                self._say(name, f"for {self.patience} steps {text}")
 
     def _dimensions(self, step: int, dimension_bits: Tensor) -> None:
         values = dimension_bits.tolist()
         least = DEAD * sum(values) / len(values)
-        for index, value in enumerate(values):
-            self._wait(f"dimension {index}", step, value < least)
-        dead = [index for index in range(len(values)) if self._lasting(f"dimension {index}", step)]
+        dead = [str(index) for index, value in enumerate(values) if self._lasts(f"dimension {index}", step, value < least)]
         if dead:
             self._say(
                 "dimensions",
-                f"{len(dead)} of {len(values)} latent dimensions ({', '.join(map(str, dead))}) have carried almost no bits for "
+                f"{len(dead)} of {len(values)} latent dimensions ({', '.join(dead)}) have carried almost no bits for "
                 f"{self.patience} steps: give fewer {OPTION}.latent_channels, lower {OPTION}.penalty_weight, or change model.learning_rate",
             )
 
-    def _watch(self, name: str, step: int, wrong: bool, text: str) -> None:
-        self._wait(name, step, wrong)
-        if self._lasting(name, step):
-            self._say(name, f"for {self.patience} steps {text}")
-
-    def _wait(self, name: str, step: int, wrong: bool) -> None:
-        if wrong:
-            self._since.setdefault(name, step)
-        else:
+    def _lasts(self, name: str, step: int, wrong: bool) -> bool:
+        """Whether something is wrong and has been for `patience` steps."""
+        if not wrong:
             self._since.pop(name, None)
-
-    def _lasting(self, name: str, step: int) -> bool:
-        return name in self._since and step - self._since[name] >= self.patience
+            return False
+        return step - self._since.setdefault(name, step) >= self.patience
 
     def _say(self, name: str, text: str) -> None:
         if name not in self._said:

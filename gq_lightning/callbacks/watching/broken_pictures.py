@@ -1,9 +1,9 @@
 """RUN/broken_pictures.txt: the broken pictures that a training skipped."""
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gq_lightning.data import ImageDataModule
-from gq_lightning.distributed import any_over_ranks
 from gq_lightning.errors import printable
 from gq_lightning.files import RunFolder, write_whole
 from gq_lightning.lightning_internals import is_fitting
@@ -29,11 +29,11 @@ class BrokenPictures(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, alone: bool = False) -> None:
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        found = {
-            printable(f"{guarded.pictures.split}: {guarded.name(index)}")
-            for guarded in data.loaded
-            for index in (guarded.broken if alone else any_over_ranks(guarded.broken.to(pl_module.device))).nonzero().flatten().tolist()
-        }
+        found = set()
+        for guarded in data.loaded:
+            flags = guarded.broken if alone else torch.as_tensor(pl_module.all_gather(guarded.broken.to(pl_module.device)))
+            broken = flags.view(-1, len(guarded)).amax(0).nonzero().flatten().tolist()
+            found |= {printable(f"{guarded.pictures.split}: {guarded.pictures.name(index)}") for index in broken}
         if not (found and trainer.is_global_zero):
             return
         path = RunFolder(trainer.default_root_dir).broken_pictures

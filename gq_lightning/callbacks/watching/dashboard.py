@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from gq_lightning.metrics import GAUSSIAN, numbers
+from gq_lightning.evaluation.report import validation_charts
 
 # title of a section -> title of a chart -> regular expressions for the scalars that it shows
 Charts = Mapping[str, Mapping[str, Iterable[str]]]
@@ -16,13 +16,8 @@ EXTRA = "chart"
 
 
 class Dashboard(Callback):
-    """Writes the layout of TensorBoard's Custom Scalars tab and the run's row in its HParams table. Other loggers get the settings.
-
-    Args:
-        settings: the run's settings, by name.
-        charts: the layout. A chart shows those of its scalars that the run logs.
-        results: scalars in the table, which shows the newest value of each.
-    """
+    """Writes the layout of TensorBoard's Custom Scalars tab, in which a chart shows those of its scalars that the run logs, and the run's
+    row in its HParams table, with its settings and the newest value of each result. Other loggers get the settings."""
 
     def __init__(self, settings: Mapping[str, bool | int | float | str], charts: Charts, results: Iterable[str]) -> None:
         self.settings, self.charts, self.results = dict(settings), charts, tuple(results)
@@ -42,10 +37,9 @@ class Dashboard(Callback):
                 logger.log_hyperparams(self.settings)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.file_writer.add_summary(self._row()[2])
-                logger.save()
+        for logger in tensor_boards(trainer):
+            logger.experiment.file_writer.add_summary(self._row()[2])
+            logger.save()
 
     def _row(self) -> tuple[Any, Any, Any]:
         """Summaries of the table's columns, and of the run's start and end."""
@@ -54,15 +48,14 @@ class Dashboard(Callback):
 
 def log_for_charts(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
     """Logs scalars for the charts to TensorBoard. Other loggers have the values that they are computed from."""
-    for logger in trainer.loggers if trainer.is_global_zero else ():
-        if isinstance(logger, TensorBoardLogger):
-            for name, value in values.items():
-                logger.experiment.add_scalar(f"{EXTRA}/{name}", value, step)
+    for logger in tensor_boards(trainer):
+        for name, value in values.items():
+            logger.experiment.add_scalar(f"{EXTRA}/{name}", value, step)
 
 
-def compared() -> list[str]:
-    """Names of the numbers with a better direction, by which tokenizers compare."""
-    return [name for name, number in numbers().items() if number.better]
+def tensor_boards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """The loggers to TensorBoard, on the first rank."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)] if trainer.is_global_zero else []
 
 
 def charts_of_tokenizers() -> Charts:
@@ -71,9 +64,7 @@ def charts_of_tokenizers() -> Charts:
             "bits per token": [r"^bits/(min|mean|max)$", rf"^{EXTRA}/target_(low|high)$"],
             "multipliers, log10": [rf"^{EXTRA}/log10_lambda_(min|mean|max)$"],
         },
-        "Validation: tokens and Gaussian VAE": {
-            numbers()[name].heading: [rf"^val/({GAUSSIAN})?{name}$"] for name in compared() if GAUSSIAN + name in numbers()
-        },
+        "Validation: tokens and Gaussian VAE": validation_charts(),
         "Training": {"loss": [r"^loss$", r"^loss/"], "images per second": [r"^images_per_second$"]},
     }
 

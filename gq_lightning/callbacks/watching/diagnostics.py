@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from gq_lightning.callbacks.watching.dashboard import tensor_boards
 from gq_lightning.training.module import is_logging_step, last_step
 
 
@@ -39,10 +39,8 @@ class Diagnostics(Callback):
             bits = posterior.bits
             for name, value, reduce in (("min", bits.amin(), "min"), ("mean", bits.mean(), "mean"), ("max", bits.amax(), "max")):
                 pl_module.log(f"bits/{name}", value, reduce_fx=reduce, sync_dist=True, prog_bar=name == "mean")
-            if trainer.is_global_zero:
-                for logger in trainer.loggers:
-                    if isinstance(logger, TensorBoardLogger):
-                        logger.experiment.add_histogram("bits_per_token", bits.flatten().float().cpu(), last_step(trainer))
+            for logger in tensor_boards(trainer):
+                logger.experiment.add_histogram("bits_per_token", bits.flatten().float().cpu(), last_step(trainer))
         now = time.perf_counter()
         rate = self._images * trainer.world_size / max(now - self._since, 1e-9)
         pl_module.log_dict({"images_per_second": rate, "memory_gib": peak_memory(pl_module.device) / 2**30})

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from gq_lightning.data import to_picture
+from gq_lightning.data.pictures.reading import save_picture
 from gq_lightning.errors import UserError
-from gq_lightning.evaluation.evaluate import save_picture
 from gq_lightning.files import RunFolder, write_whole
 
 

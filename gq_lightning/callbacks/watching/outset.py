@@ -15,14 +15,8 @@ VALIDATIONS = 10
 
 
 class Outset(Callback):
-    """Prints a line at the start of the training and another when its speed is known.
-
-    It also ensures that there are validations: if the first would come after the end of the training, or if `at_most` is given, there
-    are ten.
-
-    Args:
-        at_most: largest number of batches between two validations, when the user gives no interval.
-    """
+    """Prints a line at the start of the training and another when its speed is known. It also ensures that there are validations: if the
+    first would come after the end of the training, or if `at_most` batches are given as their largest distance, there are ten."""
 
     def __init__(self, at_most: int | None = None) -> None:
         self.at_most = at_most

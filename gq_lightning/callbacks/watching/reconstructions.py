@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,12 +77,13 @@ def whole_pictures(pictures: PictureSet, count: int, tokenizer: ImageTokenizer) 
 
 
 def takes_pictures(logger: Logger) -> bool:
-    return any(hasattr(target, "log_image") for target in (logger, _experiment(logger))) or isinstance(logger, TensorBoardLogger)
+    targets = (logger, getattr(logger, "experiment", None))
+    return isinstance(logger, TensorBoardLogger) or any(hasattr(target, "log_image") for target in targets)
 
 
 def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
     """Logs an image to any supported logger; others are ignored."""
-    experiment = _experiment(logger)
+    experiment: Any = getattr(logger, "experiment", None)
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
     elif hasattr(logger, "log_image"):  # Weights & Biases
@@ -90,7 +92,3 @@ def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> N
         experiment.log_image(logger.run_id, picture, key=name, step=step)
     elif hasattr(experiment, "log_image"):  # Comet
         experiment.log_image(picture, name=name, step=step)
-
-
-def _experiment(logger: Logger) -> object:
-    return getattr(logger, "experiment", None)

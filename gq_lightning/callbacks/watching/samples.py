@@ -1,12 +1,10 @@
 """Logs a grid of a prior's samples at every validation, always from the same random numbers."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torchvision.utils import make_grid
 
 from gq_lightning.callbacks.watching.reconstructions import log_picture, takes_pictures
-from gq_lightning.data import to_picture
 from gq_lightning.errors import UserError
-from gq_lightning.priors.generation import generate
+from gq_lightning.priors.generation import sheet
 from gq_lightning.priors.sampling import Sampling
 from gq_lightning.priors.training import PriorTraining
 from gq_lightning.tokenizer import ImageTokenizer
@@ -34,9 +32,6 @@ class Samples(Callback):
         assert isinstance(pl_module, PriorTraining)
         if self._tokenizer is None:
             self._tokenizer = ImageTokenizer.from_pretrained(trainer.datamodule.tokenizer).to(pl_module.device)  # type: ignore[attr-defined]
-        prior = pl_module.prior
-        labels = [number % len(prior.classes) if prior.classes else -1 for number in range(self.count)]
-        images = list(generate(prior, self._tokenizer, labels, sampling=self.sampling, batch_size=self.count))
-        picture = to_picture(make_grid(images, nrow=8, pad_value=1))
+        picture = sheet(pl_module.prior, self._tokenizer, self.count, sampling=self.sampling, batch_size=self.count)
         for logger in trainer.loggers:
             log_picture(logger, "samples", picture, last_step(trainer))

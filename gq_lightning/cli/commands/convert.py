@@ -45,7 +45,6 @@ def run(
     """
     from gq_lightning.callbacks.gaussian_quant import another_codebook, convert
     from gq_lightning.tokenizer import ImageTokenizer
-    from gq_lightning.tokenizer.checkpoint import load_checkpoint
     from gq_lightning.tokenizer.folder import CONFIG
 
     given = {"codebook": codebook, "codebook_size": codebook_size, "prior_weight": prior_weight, "seed": seed, "order": order}
@@ -57,7 +56,7 @@ def run(
         tokenizer = _from_diffusers(str(from_diffusers), bits or 0, data, changes, out)
     else:
         is_tokenizer = (source / CONFIG).is_file()
-        tokenizer = ImageTokenizer.from_pretrained(source) if is_tokenizer else load_checkpoint(source)
+        tokenizer = ImageTokenizer.from_pretrained(source) if is_tokenizer else ImageTokenizer.from_checkpoint(source)
         convert(tokenizer, another_codebook(tokenizer.quantizer, changes, str(source)) if changes else None)
     tokenizer.save_pretrained(out)
     tokens = f"{tokenizer.tokens_per_position} tokens of {tokenizer.codebook_size} per position"

@@ -19,13 +19,10 @@ def run(
 
     Args:
         tokens: token files or folders of them
-        tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         out: folder of the pictures
-        tile: decode large pictures in overlapping tiles of this side, in pixels, to bound memory
+        tile: decode large pictures in overlapping tiles of this side, in pixels, to bound memory; a ViT has tiles of its own size
         any_tokenizer: accept tokens that another tokenizer made
         prior: the prior with which the tokens were coded, a folder or owner/repository on the hub
-        device: torch device; auto is a GPU if there is one
-        threads: CPU threads
     """
     from gq_lightning.cli.loading import load_coder, load_tokenizer
     from gq_lightning.tokens.codec import decode_pictures

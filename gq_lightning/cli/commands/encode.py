@@ -34,21 +34,18 @@ def run(
 
     Args:
         images: pictures or folders of them
-        tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         out: folder of the token files
         fit: pad: keep the size, pad to the grid, cut back on decoding; resize: to cover --size, and centre crop; crop: centre crop to
             the grid
         size: for --fit resize, in pixels, a number or [height,width]
         deterministic: tokens independent of batching, to the bit
-        tile: encode large pictures in overlapping tiles of this side, in pixels, to bound memory
+        tile: encode large pictures in overlapping tiles of this side, in pixels, to bound memory; a ViT has tiles of its own size
         skip_broken: name and count pictures that cannot be decoded instead of stopping
         bits: keep this many bits of each token; needs a codebook ordered as a tree (convert --order tree)
         refine: number of passes that choose tokens by decoding them; slow
         refine_lpips: in --refine, minimise the squared error plus this many times LPIPS
         prior: code the tokens with the probabilities of this prior where that is smaller, a folder or owner/repository on the hub; decode
             needs it too
-        device: torch device; auto is a GPU if there is one
-        threads: CPU threads
     """
     from gq_lightning.cli.loading import load_coder, load_tokenizer
     from gq_lightning.tokens.codec import encode_pictures

@@ -12,10 +12,8 @@ def run(*, tokenizer: str, out: Path, format: Literal["onnx", "torch"] = "onnx",
     """A tokenizer's encoder, with the search for codewords, and decoder as graphs, compared with it before they are written.
 
     Args:
-        tokenizer: a name of `models`, folder of a tokenizer or a run, or owner/repository on the hub
         out: folder to write
         format: onnx, for runtimes without torch, or torch, for torch.export.load
-        threads: CPU threads
     """
     from gq_lightning.cli.loading import load_tokenizer
     from gq_lightning.tokenizer.exporting import SUFFIX, export_tokenizer

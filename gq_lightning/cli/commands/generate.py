@@ -42,16 +42,15 @@ def run(
         temperature: divides the logits
         seed: of all random numbers
         batch_size: pictures drawn together
-        device: torch device; auto is a GPU if there is one
-        threads: CPU threads
     """
     from torchvision.utils import make_grid
 
     from gq_lightning.cli.loading import load_tokenizer
     from gq_lightning.data import load_picture, to_picture, to_tensor
     from gq_lightning.data.pictures.progress import progress
+    from gq_lightning.data.pictures.reading import save_picture
     from gq_lightning.distributed import launched_ranks, rank, ranks, wait_for_all
-    from gq_lightning.evaluation.evaluate import SHEET, TOLD, save_picture
+    from gq_lightning.evaluation.evaluate import SHEET, TOLD
     from gq_lightning.files import write_whole
     from gq_lightning.priors import Prior
     from gq_lightning.priors.generation import check_fit, first_rows, generate

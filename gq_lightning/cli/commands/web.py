@@ -23,8 +23,6 @@ def run(
         prior: folder of a prior or of its run, or owner/repository on the hub, to complete pictures from their upper half
         address: to listen at; the default is seen by this machine alone, 0.0.0.0 by the network
         port: to listen at
-        device: torch device; auto is a GPU where there is one
-        threads: CPU threads
     """
     import os
     import socket

@@ -10,7 +10,6 @@ def run() -> None:
 
     table = Table("weights", "MB", "SHA-256 of the content", "file")
     for name in weights.WEIGHTS:
-        weights.fetch(name)
-    for name, path, size, sha256 in weights.report():
-        table.add_row(name, f"{(size or 0) / 1e6:.1f}", sha256[:16] + "…", str(path))
+        path = weights.fetch(name)
+        table.add_row(name, f"{path.stat().st_size / 1e6:.1f}", weights.checksum(name)[:16] + "…", str(path))
     Console(soft_wrap=True, markup=False, emoji=False).print(table)

@@ -6,8 +6,10 @@ token file -> decoded, sizes
 
 import io
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,20 +49,13 @@ def is_token_file(path: Path) -> bool:
 
 
 def try_picture(tokenizer: ImageTokenizer, path: Path, bits: int | None, folder: Path) -> Trial:
-    """Encodes a picture, decodes its token file, and compares.
-
-    Args:
-        bits: of each token to keep; None keeps all.
-        folder: empty; the token file stays there.
-
-    Raises:
-        UserError: it is no picture, or has more than `MOST_PIXELS`.
-    """
+    """Encodes a picture, decodes its token file, which stays in the empty `folder`, and compares. `bits` of each token are kept; None keeps
+    all. Raises UserError if it is no picture, or has more than `MOST_PIXELS`."""
     original = _checked(path)
     (token_file,) = encode_pictures(tokenizer, [path], folder, tile=_tile(tokenizer), progress=False, bits=bits)
     decoded = _decode(tokenizer, token_file, folder)
     png, limit = _encoded(original, "PNG"), token_file.stat().st_size
-    jpeg, quality = _jpeg_within(original, limit)
+    jpeg, quality = jpeg_within(original, limit)
     with Image.open(io.BytesIO(jpeg)) as picture:
         as_jpeg = picture.convert("RGB")
     difference = ImageChops.difference(original, decoded).point(lambda value: min(255, AMPLIFIED * value))
@@ -139,17 +134,11 @@ def _encoded(picture: Image.Image, format: str, **options: int | bool) -> bytes:
     return buffer.getvalue()
 
 
-def _jpeg_within(picture: Image.Image, most: int) -> tuple[bytes, int]:
-    """The JPEG of the highest quality that takes at most so many bytes, else of the lowest; and its quality."""
-    best, low, high = (_encoded(picture, "JPEG", quality=1, optimize=True), 1), 2, 95
-    while low <= high:
-        quality = (low + high) // 2
-        tried = _encoded(picture, "JPEG", quality=quality, optimize=True)
-        if len(tried) <= most:
-            best, low = (tried, quality), quality + 1
-        else:
-            high = quality - 1
-    return best
+def jpeg_within(picture: Image.Image, most: int) -> tuple[bytes, int]:
+    """The JPEG of the highest quality up to 95 that takes at most so many bytes, else of the lowest; and its quality."""
+    jpeg = partial(_encoded, picture, "JPEG", optimize=True)
+    quality = max(1, bisect_right(range(1, 96), most, key=lambda quality: len(jpeg(quality=quality))))
+    return jpeg(quality=quality), quality
 
 
 def _psnr(original: Image.Image, other: Image.Image) -> str:

@@ -21,13 +21,8 @@ logger = logging.getLogger("gq_lightning.web")
 
 
 class Work:
-    """What the handlers do. Models are loaded once, at their first use.
-
-    Args:
-        names: tokenizers to choose from.
-        prior: a prior's folder, its run, or repository; None for a page without completion.
-        folder: of token files to be taken away.
-    """
+    """What the handlers do. Models are loaded once, at their first use. `names` are tokenizers to choose from; token files to be taken away
+    lie in `folder`; without a prior, the page has no completion."""
 
     def __init__(self, names: list[str], prior: str | None, device: str, threads: int | None, folder: Path) -> None:
         self.names, self.folder = names, folder

@@ -64,10 +64,8 @@ def warn_of_others(place: Path, suffixes: Iterable[str]) -> None:
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     """The given files, whatever their suffix, and all pictures in the given folders, recursively; sorted, without duplicates.
 
-    Names with a leading dot are skipped; links to folders are followed.
-
-    Raises:
-        UserError: a path does not exist, or a folder has no pictures or cannot be listed.
+    Names with a leading dot are skipped; links to folders are followed. Raises UserError if a path does not exist, or a folder has no
+    pictures or cannot be listed.
     """
     found: set[Path] = set()
     for path in (Path(path).expanduser() for path in paths):
@@ -82,11 +80,8 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def list_pictures(root: Path, hint: str = "") -> list[str]:
-    """Names of the pictures that `find_pictures` finds in a folder, relative to it, sorted. An index makes the next call fast.
-
-    Raises:
-        UserError: it is not a folder (the message ends with `hint`), has no pictures, or cannot be listed.
-    """
+    """Names of the pictures that `find_pictures` finds in a folder, relative to it, sorted. An index makes the next call fast. Raises
+    UserError if it is not a folder (the message ends with `hint`), has no pictures, or cannot be listed."""
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder{': ' + hint if hint else ''}")
     known = {name: Directory(*directory) for name, directory in (recall(root) or {}).items()}

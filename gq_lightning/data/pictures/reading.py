@@ -3,6 +3,7 @@
 file --load_picture--> upright RGB picture --resize_shorter, center_crop--> square --to_tensor--> (3, H, W) in [-1, 1]
 """
 
+import io
 import math
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from gq_lightning.construction import Size, sides
 from gq_lightning.errors import UserError
-from gq_lightning.files import open_regular
+from gq_lightning.files import open_regular, write_whole
 
 # Pillow's names of the supported formats. For some others it would start an interpreter (PostScript), whatever the file's suffix is.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -44,16 +45,14 @@ def load_picture(file: str | Path | BinaryIO, name: str | Path | None = None, su
     """The picture as upright 8-bit RGB: EXIF orientation applied, transparency on white, the first frame of an animation.
 
     16-bit grey pictures are scaled (65535 is white), not clipped; for other pictures with 16 bits per channel, Pillow keeps the upper
-    eight. CMYK is converted by Pillow's formula, and embedded colour profiles are ignored.
+    eight. CMYK is converted by Pillow's formula, and embedded colour profiles are ignored. Raises BrokenImage if the file is missing,
+    unreadable, truncated, not a picture, a decompression bomb, or has floating-point pixels.
 
     Args:
         file: a path, or a file at its beginning.
         name: the name in messages; by default the path.
         suffices: lets a JPEG file be decoded at 1/2, 1/4 or 1/8 of its size, if that is no smaller than the size it gives. Takes a
             fraction of the time, but averages pixels unlike `RESAMPLING`; not for evaluation.
-
-    Raises:
-        BrokenImage: the file is missing, unreadable, truncated, not a picture, a decompression bomb, or has floating-point pixels.
     """
     try:
         # Pillow warns about odd metadata and large pictures, both harmless; for decompression bombs it raises
@@ -150,13 +149,18 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG atomically."""
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    write_whole(path, encoded.getvalue())
+
+
 def resize_shorter(picture: Image.Image, size: Size) -> Image.Image:
     """The picture resized to a shorter side of `size` pixels, the longer side in proportion and truncated (see `INTERPOLATION`).
 
     For a height and a width, the side that has to grow the most, or may shrink the least, gets its length, so that the result covers both.
-
-    Raises:
-        BrokenImage: the picture is so long and thin that the result would have more pixels than Pillow decodes.
+    Raises BrokenImage if the picture is so long and thin that the result would have more pixels than Pillow decodes.
     """
     return resize_by(picture, *closest_side(picture, size))
 

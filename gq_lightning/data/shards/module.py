@@ -43,8 +43,6 @@ class Shard(NamedTuple):
     """An archive and the pictures in it.
 
     Attributes:
-        path: the archive.
-        names: of the pictures.
         places: (pictures, 4) int64: start of the headers, start of the bytes, number of bytes, and the CRC-32 of headers and bytes or
             UNKNOWN.
         left_out: pictures of the folder that are not in the archive, by name, with the reason.
@@ -76,10 +74,7 @@ def read_shard(path: Path) -> Shard:
     """The content of an archive, from the index that `shard` wrote next to it, or from one pass over its headers, which is then cached.
 
     If the index is damaged or belongs to another archive, a warning names it and the archive's headers are read. Each picture is checked
-    against its index entry when it is read.
-
-    Raises:
-        UserError: see `read_members`.
+    against its index entry when it is read. Raises UserError, see `read_members`.
     """
     try:
         with open_regular(path) as file:
@@ -143,13 +138,8 @@ def _beside(path: Path, size: int) -> Shard | None:
 
 
 class ShardSet(StoredSet):
-    """The pictures of shards, in order. Names are those of the members, prefixed with their shards' names if two are equal.
-
-    Args:
-        shards: see `read_shard`.
-        chosen: (pictures,) bool, the pictures that belong to the set; None takes all.
-        crop, split: see StoredSet.
-    """
+    """The pictures of shards, in order, for which `chosen` (pictures,) bool is true; None takes all. Names are those of the members,
+    prefixed with their shards' names if two are equal."""
 
     readers = 1
 

@@ -33,12 +33,9 @@ class Member(NamedTuple):
 
 
 def read_members(archive: Path) -> list[Member]:
-    """The pictures of an archive in order: those that `find_pictures` would find in the unpacked archive.
-
-    Raises:
-        UserError: the archive cannot be read, is compressed, damaged or truncated; or a picture in it is a link or a device, occurs
-            twice, or has a name that leads out of the archive. The message names archive and member.
-    """
+    """The pictures of an archive in order: those that `find_pictures` would find in the unpacked archive. Raises UserError if the archive
+    cannot be read, is compressed, damaged or truncated; or a picture in it is a link or a device, occurs twice, or has a name that leads
+    out of the archive. The message names archive and member."""
     others: list[str] = []
     try:
         with open_regular(archive) as file:
@@ -57,15 +54,9 @@ def read_members(archive: Path) -> list[Member]:
 
 
 def member_name(name: str, alone: bool) -> str:
-    """The name of a picture in an archive, chosen so that WebDataset finds one sample per picture.
-
-    WebDataset groups files whose names are equal up to the first dot into one sample. So dots within a name are escaped, and so are
-    control characters, which its pattern does not match. `picture_name` reverses this.
-
-    Args:
-        name: of the picture, with forward slashes.
-        alone: whether no other picture has the same name up to the suffix. If one has, the stem includes the suffix.
-    """
+    """The name of a picture in an archive, chosen so that WebDataset finds one sample per picture: it groups files whose names are equal up
+    to the first dot. So dots within a name are escaped, and so are control characters, which its pattern does not match. Unless the picture
+    is `alone` with its name up to the suffix, the stem includes the suffix. `picture_name` reverses this."""
     stem, suffix = posixpath.splitext(ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", name))
     folder, slash, base = stem.rpartition("/")
     if not alone or base.endswith(suffix):

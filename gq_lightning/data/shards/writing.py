@@ -69,16 +69,11 @@ class _Files(Dataset[tuple[bytes | None, str | None]]):
 def write_shards(
     folder: Path, out: Path, split: str = "train", megabytes: float = 256, broken: WhenBroken = "leave-out", workers: int = 2
 ) -> Written:
-    """Writes the pictures of `folder` to shards of at most `megabytes` (10^6 bytes) in `out`, and keeps finished shards.
+    """Writes the pictures of `folder` to shards `split`-NUMBER of at most `megabytes` (10^6 bytes) in `out`, and keeps finished shards.
 
-    Args:
-        split: prefix of the shards' names.
-        broken: whether to `leave-out` or `keep` pictures that cannot be decoded; a warning names each. `unchecked` decodes none and is as
-            fast as the disks. Unreadable files are always left out.
-        workers: processes that read and decode, at most one per core.
-
-    Raises:
-        UserError: `folder` has no readable pictures, `out` has shards of other pictures, or `out` cannot be written.
+    It may `leave-out` or `keep` broken pictures that cannot be decoded; a warning names each. `unchecked` decodes none and is as fast as
+    the disks. Unreadable files are always left out. Raises UserError if `folder` has no readable pictures, `out` has shards of other
+    pictures, or `out` cannot be written.
     """
     if split != Path(split).name or not split or split.startswith("."):
         raise UserError(f"--split {split}: give a prefix for the shards' names, such as train")
@@ -102,7 +97,8 @@ def write_shards(
                 keep = content is not None and (reason is None or broken == "keep")
                 if reason is not None:
                     logger.warning("%s a broken picture: %s: %s", "kept" if keep else "left out", printable(folder / name), reason)
-                if keep and growing is not None and growing.pictures and growing.size + tarfile.BLOCKSIZE + len(content) > megabytes * 1e6:
+                room = megabytes * 1e6 - tarfile.BLOCKSIZE - len(content or b"")
+                if keep and growing is not None and growing.pictures and growing.file.tell() > room:
                     growing.finish()
                     number, growing = number + 1, None
                 growing = growing or _Growing(out / f"{split}-{number:06d}.tar")
@@ -140,19 +136,14 @@ def _finished(folder: Path, out: Path, split: str, names: list[str]) -> list[Sha
     return shards
 
 
-class _Growing:
+class _Growing(Draft):
     """A shard under a temporary name."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self.left_out: dict[str, str] = {}
         self.pictures = 0
-        self._draft = Draft(path)
-        file = self._draft.file
-        self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape")
-
-    @property
-    def size(self) -> int:
-        return self._draft.file.tell()
+        self._tar = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape")
 
     def add(self, name: str, content: bytes) -> None:
         header = tarfile.TarInfo(name)
@@ -163,10 +154,6 @@ class _Growing:
     def finish(self) -> None:
         """Writes the index first, so that an existing shard is complete and has an index."""
         self._tar.close()
-        self._draft.complete()
-        write_index(self._draft.path, Path(self._draft.file.name), self.left_out)
-        self._draft.place()
-
-    def discard(self) -> None:
-        """Removes the temporary file."""
-        self._draft.discard()
+        self.complete()
+        write_index(self.path, Path(self.file.name), self.left_out)
+        self.place()

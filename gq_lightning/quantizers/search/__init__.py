@@ -32,7 +32,8 @@ WORTH_COMPILING = 2**26
 def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float = 1.0) -> Tensor:
     """The index of the highest score for each posterior; ties go to the lowest index.
 
-    Tables derived from the codebook are cached while the codebook's tensor lives and does not change.
+    Tables derived from the codebook are cached while the codebook's tensor lives and does not change. Raises UserError if shapes, types or
+    devices do not match, a value is not finite, or a variance is not positive.
 
     Args:
         mean: (N, m), any floating-point type and strides.
@@ -43,9 +44,6 @@ def best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weigh
 
     Returns:
         (N,) int64.
-
-    Raises:
-        UserError: shapes, types or devices do not match, a value is not finite, or a variance is not positive.
     """
     _check(mean, variance, codebook, prior_weight)
     if torch.compiler.is_exporting():
@@ -60,9 +58,7 @@ def _search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: floa
         tokens, valid = found
         _refuse_unless(valid)
         return tokens
-    mean, precision = mean.double().contiguous(), variance.double().reciprocal().contiguous()
-    # catches non-finite, zero and negative values with one GPU synchronisation
-    _refuse_unless(bool((torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0)).all().item()))
+    mean, precision = _prepared(mean, variance)
     if codebook.shape[1] == 1:
         return bisection.search(mean, precision, codebook, prior_weight)
     if mean.device.type == "cuda" and torch.version.cuda is not None and find_spec("triton") is not None:
@@ -70,9 +66,7 @@ def _search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: floa
         from gq_lightning.quantizers.search import fused
 
         return fused.search(mean, precision, codebook, prior_weight)
-    if table.usable(mean.device, compile=mean.numel() * len(codebook) >= WORTH_COMPILING):
-        return table.search(mean, precision, codebook, prior_weight)
-    return blocked.search(mean, precision, codebook, prior_weight)
+    return _best(mean, precision, codebook, prior_weight, 1)[:, 0]
 
 
 # A torch operator, because a tracer cannot follow the dispatch, the C++ and the cache. `torch.compiler.disable` and
@@ -85,27 +79,29 @@ torch.library.register_fake("gq_lightning::best_codewords", lambda mean, *_: mea
 
 @torch.no_grad()
 def k_best_codewords(mean: Tensor, variance: Tensor, codebook: Tensor, k: int, prior_weight: float = 1.0) -> Tensor:
-    """The indices of the k highest scores for each posterior, best first, starting with that of `best_codewords`; ties in index order.
+    """The indices (N, k) int64 of the k highest scores for each posterior, best first, starting with that of `best_codewords`; ties in
+    index order.
 
-    Args:
-        mean, variance, codebook, prior_weight: as in `best_codewords`.
-        k: codewords to find, 1 to K.
-
-    Returns:
-        (N, k) int64.
-
-    Raises:
-        UserError: as `best_codewords`, or there are fewer than k codewords.
+    Arguments and errors are those of `best_codewords`, and k, from 1 to K.
     """
     _check(mean, variance, codebook, prior_weight)
     if not 1 <= k <= len(codebook):
         raise UserError(f"k: {k} of {len(codebook)} codewords: give a number from 1 to {len(codebook)}")
-    mean, precision = mean.double().contiguous(), variance.double().reciprocal().contiguous()
-    _refuse_unless(bool((torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0)).all().item()))
     if len(mean) == 0:
         return torch.empty(0, k, dtype=torch.int64, device=mean.device)
+    return _best(*_prepared(mean, variance), codebook, prior_weight, k)
+
+
+def _best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float, k: int) -> Tensor:
     way = table if table.usable(mean.device, compile=mean.numel() * len(codebook) >= WORTH_COMPILING) else blocked
     return way.best(mean, precision, codebook, prior_weight, k)
+
+
+def _prepared(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and precisions in float64, contiguous. Non-finite, zero and negative values are caught with one GPU synchronisation."""
+    mean, precision = mean.double().contiguous(), variance.double().reciprocal().contiguous()
+    _refuse_unless(bool((torch.isfinite(mean) & torch.isfinite(precision) & (precision > 0)).all().item()))
+    return mean, precision
 
 
 def _refuse_unless(valid: bool) -> None:

@@ -16,11 +16,8 @@ MANY = 2**16
 
 
 def compiled_search(mean: Tensor, variance: Tensor, codebook: Tensor, prior_weight: float) -> tuple[Tensor, bool] | None:
-    """mean, variance: (N, 1) of any floating-point type, unchecked; codebook (K, 1).
-
-    Returns:
-        (N,) int64, and whether all means are finite and all variances finite and positive; None if the C++ is not available.
-    """
+    """The best codewords (N,) int64 for mean and variance (N, 1) of any floating-point type, unchecked, and codebook (K, 1), and whether
+    all means are finite and all variances finite and positive; None if the C++ is not available."""
     functions = library("bisection", compile=len(mean) >= MANY) if mean.device.type == "cpu" else None
     if functions is None:
         return None

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from gq_lightning.quantizers.search.prepared import prepared
-from gq_lightning.quantizers.search.score import scores
 
 TOKENS_PER_BLOCK = 256
 CODEWORDS_PER_BLOCK = 4096
@@ -20,13 +19,8 @@ GROUP = 32
 PAIRS_PER_BLOCK = 4096
 
 
-def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
-    """mean, precision: (N, m) float64; codebook (K, m). Returns (N,) int64."""
-    return best(mean, precision, codebook, prior_weight, 1)[:, 0]
-
-
 def best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float, k: int) -> Tensor:
-    """The k best, k at most K: (N, k) int64."""
+    """The k best, k at most K: (N, k) int64. mean, precision: (N, m) float64; codebook (K, m)."""
     keys, largest = prepared(codebook, _keys)
     query, slack = scaled_query(mean, precision, largest, prior_weight, keys.dtype)
     tokens = []
@@ -44,19 +38,19 @@ def best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float,
 
 
 def scaled_query(mean: Tensor, precision: Tensor, largest: Tensor, prior_weight: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """One side of the product, (N, 2m), scaled to a largest element of 1 (which changes no maximum), and a bound on rounding errors.
-
-    Args:
-        largest: (2m,) float64, largest magnitude of each column of the other side.
-
-    Returns:
-        The query in `dtype`, and (N,) float64: a bound on the error of a product of it, conversion included, for any order of
-        summation (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
-    """
+    """One side of the product, (N, 2m) in `dtype`, scaled to a largest element of 1 (which changes no maximum); and (N,) float64, a bound
+    on the error of a product of it, conversion included, for any order of summation (Higham, Accuracy and Stability of Numerical
+    Algorithms, section 3.1). `largest` (2m,) float64 has the largest magnitude of each column of the other side."""
     query = torch.cat([mean * precision, (prior_weight - precision) / 2], dim=1)
     query = query / query.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     roundings = query.shape[1] + 4
     return query.to(dtype), query.abs() @ largest * (roundings * torch.finfo(dtype).eps) + torch.finfo(torch.float32).tiny
+
+
+def scores(mean: Tensor, precision: Tensor, codewords: Tensor, prior_weight: float) -> Tensor:
+    """sum over m of prior_weight c^2 - (c - mean)^2 / variance: twice the score, without its constant (see the package). All are float64,
+    (..., m) and broadcastable; precision is 1 / variance."""
+    return (prior_weight * codewords.square() - (codewords - mean).square() * precision).sum(-1)
 
 
 def _keys(codebook: Tensor) -> tuple[Tensor, Tensor]:

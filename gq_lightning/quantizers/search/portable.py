@@ -9,7 +9,7 @@ leave an error of about 1e-15 of their size: only of more than 8 codewords whose
 import torch
 from torch import Tensor
 
-from gq_lightning.quantizers.search.score import best_of
+from gq_lightning.quantizers.search.blocked import scores
 
 SCORES_PER_BLOCK = 2**20
 CANDIDATES = 8
@@ -34,3 +34,10 @@ def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: floa
 
     _, tokens = scan(step, torch.zeros((), dtype=torch.int64, device=mean.device), (mean[rows], precision[rows]))
     return tokens.flatten()[torch.arange(posteriors, device=mean.device)]  # to slice would ask that there be enough of them
+
+
+def best_of(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float, candidates: Tensor) -> Tensor:
+    """The best of a few candidates, ties to the lowest index. candidates: (N, n) int64. Returns (N,) int64."""
+    score = scores(mean.unsqueeze(1), precision.unsqueeze(1), codebook[candidates].double(), prior_weight)
+    winners = score == score.amax(1, keepdim=True)
+    return torch.where(winners, candidates, candidates.new_full((), torch.iinfo(torch.int64).max)).amin(1)

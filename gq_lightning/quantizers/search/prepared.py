@@ -13,11 +13,8 @@ _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def prepared(codebook: Tensor, prepare: Callable[[Tensor], T]) -> T:
-    """prepare(codebook), computed again only for another tensor or after an in-place change, detected by its version counter.
-
-    Raises:
-        UserError: a codeword is not finite.
-    """
+    """prepare(codebook), computed again only for another tensor or after an in-place change, detected by its version counter. Raises
+    UserError if a codeword is not finite."""
     if codebook.is_inference():  # inference tensors have no version counter
         return prepare(_finite(codebook))
     state = (codebook._version, codebook.data_ptr(), codebook.shape)

@@ -15,17 +15,12 @@ SAMPLE = 8192
 
 
 def usable(device: torch.device, compile: bool) -> bool:
-    """Whether `search` is available; with `compile`, it is compiled if it has not been, which takes a second."""
+    """Whether `best` is available; with `compile`, it is compiled if it has not been, which takes a second."""
     return device.type == "cpu" and library("table", compile) is not None
 
 
-def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
-    """mean, precision: (N, m) float64, contiguous; codebook (K, m). Returns (N,) int64."""
-    return best(mean, precision, codebook, prior_weight, 1)[:, 0]
-
-
 def best(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float, k: int) -> Tensor:
-    """The k best, k at most K: (N, k) int64."""
+    """The k best, k at most K: (N, k) int64. mean, precision: (N, m) float64, contiguous; codebook (K, m)."""
     codewords, bins, low, high = prepared(codebook, _prepare)
     tokens = torch.empty(len(mean), k, dtype=torch.int64)
     size, m = codewords.shape

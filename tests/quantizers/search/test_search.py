@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from gq_lightning import UserError
 from gq_lightning.quantizers.search import best_codewords, bisection, blocked, k_best_codewords, table
-from gq_lightning.quantizers.search.score import scores
+from gq_lightning.quantizers.search.blocked import scores
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,10 @@ Search = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 def ways(m: int) -> dict[str, Search]:
     """Beside the one that `best_codewords` takes: for m = 1 the compiled one."""
-    return {"bisection": bisection.search} if m == 1 else {"blocked": blocked.search, "table": table.search}
+    if m == 1:
+        return {"bisection": bisection.search}
+    both = {"blocked": blocked, "table": table}
+    return {name: lambda *arguments, way=way: way.best(*arguments, 1)[:, 0] for name, way in both.items()}
 
 
 def disagreements(count: int, size: int, m: int, prior_weight: float, hard: bool, dtype: torch.dtype, seed: int) -> dict[str, int]:
@@ -152,7 +155,7 @@ for tokens, size, m in ((18, 300, 16), (3, 129, 3), (1, 5, 2), (4, 260, 24)):
     mean[0], precision[0] = codebook[1], 1e4
     for prior_weight in (0.0, 1.0):
         found = fused.search(mean, precision, codebook, prior_weight)
-        assert torch.equal(found, blocked.search(mean, precision, codebook, prior_weight)), (tokens, size, m, prior_weight)
+        assert torch.equal(found, blocked.best(mean, precision, codebook, prior_weight, 1)[:, 0]), (tokens, size, m, prior_weight)
         assert found[0] == 1 and len(found) == tokens
 print("equal")
 """

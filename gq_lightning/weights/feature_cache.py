@@ -22,7 +22,7 @@ from gq_lightning.errors import UserError
 from gq_lightning.files import cache_folder, write_whole
 
 CHECKSUM = 32  # bytes of a SHA-256
-EXTRACTOR = "batch norms folded, channels last"  # how frechet.py runs the network; change it together with that
+EXTRACTOR = "batch norms folded, channels last"  # how inception.py runs the network; change it together with that
 
 
 def remembered(pixels: Tensor, compute: Callable[[Tensor], Tensor], kind: str = "") -> Tensor:

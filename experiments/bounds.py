@@ -1,4 +1,4 @@
-"""Bits, rates and the two bounds of Gaussian Quant, as pure functions (arXiv 2512.06609, https://arxiv.org/abs/2512.06609)."""
+"""The probability that the nearest of K random codewords is farther than sigma from the mean, and its two bounds (arXiv 2512.06609)."""
 
 import math
 
@@ -6,31 +6,6 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 from torch.special import erfc, log_ndtr
-
-
-def kl_bits(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) of each element, in bits (arXiv 2512.06609, section 3: the bits-back cost).
-
-    Args:
-        mean, log_variance: tensors of one shape (or broadcastable), natural logarithm.
-
-    Returns:
-        A tensor of that shape, >= 0, at least in float32; half precision is computed in float32.
-    """
-    dtype = torch.promote_types(torch.promote_types(mean.dtype, log_variance.dtype), torch.float32)
-    mean, log_variance = mean.to(dtype), log_variance.to(dtype)
-    # expm1: near N(0, 1) the terms of sigma^2 - 1 - log sigma^2 cancel
-    return (mean.square() + (torch.expm1(log_variance) - log_variance)) / (2 * math.log(2))
-
-
-def expected_usage(codebook_size: int, tokens: int) -> float:
-    """Expected share of `codebook_size` codewords that `tokens` uniform draws hit: 1 - (1 - 1/K)^T.
-
-    Reference value for the codebook usage (arXiv 2512.06609, section 5): few tokens cannot reach 1, however good the code is.
-    """
-    if tokens == 0 or codebook_size == 1:
-        return float(tokens > 0)
-    return -math.expm1(tokens * math.log1p(-1 / codebook_size))
 
 
 def deviation_upper_bound(t: float | Tensor, c1: float) -> Tensor:
