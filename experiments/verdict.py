@@ -12,6 +12,8 @@ from typing import Any
 from arms import Arm
 from points import Plot, Point, Spread, label, number
 
+NAMED = 12  # missing arms, at most
+
 
 @dataclass(frozen=True)
 class Lead:
@@ -92,7 +94,8 @@ def markdown(plot: Plot, planned: list[Arm], measured: list[dict[str, Any]], our
     parts = [_wins(plot, several, comparisons), _leads(plot, several), _tokens(plot, ours)]
     there = [content["arm"] for content in measured]
     if missing := [arm.name for arm in planned if arm.values not in there]:
-        parts.append(f"{len(missing)} of {len(planned)} arms are missing: {', '.join(missing)}.\n")
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        parts.append(f"{len(missing)} of {len(planned)} arms are missing: {', '.join(missing[:NAMED])}{more}.\n")
     return "\n".join(filter(None, parts))
 
 
