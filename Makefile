@@ -90,7 +90,7 @@ drill: $(READY)  ## as root: train on two nodes in network namespaces and lose e
 fuzz: $(READY)  ## read thousands of damaged and forged files: each is read correctly or refused with one line; three minutes [SEED=n]
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) tests/fuzz/fuzz.py --minutes 3 $(if $(SEED),--seed $(SEED))
 
-test: weights  ## the tests: 8 to 10 minutes on two cores
+test: weights  ## the tests: 6 to 8 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not web" --durations 20
 
 test-web: $(READY)  ## try the page of `web` in a headless Chromium, installed if missing: about 2 minutes [SCREENSHOTS=FOLDER]
