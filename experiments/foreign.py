@@ -1,6 +1,6 @@
 """Tokenizers on pictures unlike their training pictures: PSNR of tokens and of the posterior mean, and the bits of the tokens.
 
-    python experiments/foreign.py RUN... [--photographs FOLDER]     a JSON of each run, foreign.md, foreign.png and foreign.svg
+    python experiments/foreign.py RUN... [--photographs FOLDER]     a JSON of each run, foreign.md and foreign.png
     python experiments/foreign.py                                   draws what there is
 
 A RUN is the folder of a finished run of a Gaussian quantizer, with its `tokenizer/`. Five sets of 384 crops at native resolution:
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not results:
         parser.error(f"{options.results} has no results yet: name the runs to measure")
     (options.results / "foreign.md").write_text(table(results))
-    save(draw(results), [options.results / f"foreign.{suffix}" for suffix in ("png", "svg")])
+    save(draw(results), [options.results / "foreign.png"])
     print(table(results))
     return 0
 

@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The modules of torch and Lightning stay: to walk through their million objects again and again took a fifth of the time."""
+    """What the imports made stays: walking through it again and again took a fifth of the time of tests that start trainings."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

@@ -68,7 +68,7 @@ class RunCommandLine(OwnOptions):
     def __init__(self, args: list[str], run: bool = True) -> None:
         self._overwritten: RunFolder | None = None
         if run and args[0] in (every := self.subcommands()):
-            # the parsers of the other commands take longer than all else that happens before the first step
+            # building the parsers of the other commands would take twice the time of building this one
             self.subcommands = lambda: {args[0]: every[args[0]]}  # type: ignore[method-assign]
         with ExitStack() as self._until_the_end:
             super().__init__(
