@@ -150,6 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sweep", action="store_true", help="run the profile's sweep instead")
     parser.add_argument("--data", help="folder of the pictures, where the profile wants one")
     parser.add_argument("--jobs", type=int, help="arms at a time; by default one a core where the profile says `jobs: cores`, else 1")
+    parser.add_argument("--accelerator", help="train there, such as on `gpu`, whatever the profile says; the arms stay the same")
     parser.add_argument("--only", default="", help="run only the arms whose names contain this")
     parser.add_argument("--dry-run", action="store_true", help="print the command of every arm and what it takes, and run nothing")
     parser.add_argument("--show", action="store_true", help="draw and print what has been measured so far, and run nothing")
@@ -195,7 +196,7 @@ def experiment(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     try:
-        run(progress, Runner(results, data), console)
+        run(progress, Runner(results, data, accelerator=options.accelerator), console)
     except KeyboardInterrupt:
         console.print("stopped; the same call goes on where this one was, and --show draws what there is", soft_wrap=True)
         return INTERRUPTED

@@ -36,10 +36,13 @@ class Runner:
         results: folder of the JSON files.
         data: folder of the pictures, or None where no arm asks for DATA.
         python: the interpreter, and anything that stands before an arm's arguments.
+        accelerator: trains there, whatever the arm's configs say. Its command, by which it is known, stays; its JSON names the device.
     """
 
-    def __init__(self, results: Path, data: str | None = None, python: tuple[str, ...] = (sys.executable,)) -> None:
-        self.results, self.data, self.python = results, data, python
+    def __init__(
+        self, results: Path, data: str | None = None, python: tuple[str, ...] = (sys.executable,), accelerator: str | None = None
+    ) -> None:
+        self.results, self.data, self.python, self.accelerator = results, data, python, accelerator
         self._stopped = threading.Event()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._guard = threading.Lock()
@@ -51,6 +54,8 @@ class Runner:
             ArmFailure: the arm failed or was stopped.
         """
         command, *then = [[with_data(word, self.data) if self.data else word for word in command] for command in (arm.command, *arm.then)]
+        if self.accelerator and "fit" in command:
+            command += ["--trainer.accelerator", self.accelerator]
         folder, begin = ROOT / arm.folder, time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
         with self._claimed(folder) as lock:

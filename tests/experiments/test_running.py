@@ -99,6 +99,18 @@ def test_results_may_lie_elsewhere_and_arms_run_the_package_of_this_folder(tmp_p
     assert Path((bench.runs / "good/where").read_text()).is_relative_to(ROOT)
 
 
+def test_arms_on_another_device_count_as_the_same_arms(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, what=["good"])
+    runner = Runner(bench.results, "/my pictures", bench.runner.python, accelerator="gpu")
+    for _ in range(2):
+        runner.run(bench.arms[0])
+    (call,) = bench.calls("good")
+    assert call.endswith(" --trainer.accelerator gpu")
+    assert "accelerator" not in json.loads((bench.results / "good.json").read_text())["command"]
+    bench.runner.run(bench.arms[0])
+    assert len(bench.calls("good")) == 1
+
+
 def test_what_is_there_can_be_shown_while_the_rest_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench = Bench(tmp_path)
     bench.runner.run(bench.arms[0])
@@ -174,7 +186,7 @@ sys.path.insert(0, {str(ROOT / "experiments")!r})
 import reproduce
 from pathlib import Path
 start = reproduce.Runner.__init__
-reproduce.Runner.__init__ = lambda self, *given: start(self, *given, (sys.executable, {str(tmp_path / "fake.py")!r}))
+reproduce.Runner.__init__ = lambda self, *given, **_: start(self, *given, (sys.executable, {str(tmp_path / "fake.py")!r}))
 sys.exit(reproduce.main(sys.argv[1:]))
 """)
     spec = SPEC | {"axes": {"what": ["slow", "slow "]}, "arguments": {"what": "--what slow"}}
