@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gq_lightning.construction import describe
 from gq_lightning.errors import UserError
@@ -124,6 +125,14 @@ class PriorTraining(LightningModule):
     def configure_optimizers(self) -> Any:
         steps = planned_steps(self.trainer, self.accumulate) if self.schedule == "cosine" else math.inf
         return adamw(self.parameters(), self.learning_rate, self.betas, self.weight_decay, self.warmup_steps, self.schedule, steps)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's own refuses a fused optimizer under `bf16-mixed`, for a gradient scaler that bfloat16 does not have."""
+        if gradient_clip_val:
+            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip(self.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["prior"] = describe(self.prior)
