@@ -4,43 +4,49 @@ Neither the N x K scores nor the candidates are written to memory. With TRITON_I
 """
 
 import os
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from gq_lightning.quantizers.search import blocked
 from gq_lightning.quantizers.search.blocked import scaled_query
 from gq_lightning.quantizers.search.prepared import prepared
 
 GROUP = 128
 # maxima of this many tokens at a time: 65 536 codewords take 512 x 16 384 x 4 bytes
 TOKENS_PER_BLOCK = 16384
+# with more, the factors do not fit into the shared memory of a multiprocessor
+MOST_DIMENSIONS = 32
 # the product is computed as three of tf32, with 21 bits of the factors
 BITS_LOST = 2**4
-
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# one for all sizes, so that a process compiles each width once: seconds are lost at its first search otherwise
+SHAPE = {"TOKENS": 16} if INTERPRETED else {"TOKENS": 128, "num_warps": 8, "num_stages": 2}
+# enough for the multiprocessors of a large GPU
+PROGRAMS = 1024
+LOOKED_AT = 2 if INTERPRETED else 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "codewords", "groups", "along"])
 def _maxima(
-    query: Any,
-    keys: Any,
-    maxima: Any,
-    tokens: Any,
-    codewords: Any,
-    groups: Any,
+    query: tl.tensor,
+    keys: tl.tensor,
+    maxima: tl.tensor,
+    tokens: tl.tensor,
+    codewords: tl.tensor,
+    groups: tl.tensor,
+    along: tl.tensor,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     TOKENS: tl.constexpr,
-    GROUPS: tl.constexpr,
 ) -> None:
     rows = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     depth = tl.arange(0, DEPTH)
     left = tl.load(query + rows[:, None] * DEPTH + depth[None, :], mask=(rows < tokens)[:, None], other=0.0)
-    first = tl.program_id(1) * GROUPS
-    for group in range(first, min(first + GROUPS, groups)):
+    first = tl.program_id(1) * along
+    for group in range(first, min(first + along, groups)):
         columns = group * GROUP + tl.arange(0, GROUP)
         inside = columns < codewords
         right = tl.load(keys + columns[None, :] * DEPTH + depth[:, None], mask=inside[None, :], other=0.0)
@@ -49,27 +55,32 @@ def _maxima(
         tl.store(maxima + rows * groups + group, tl.max(product, 1), mask=rows < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["codewords", "groups"])
 def _decide(
-    maxima: Any,
-    thresholds: Any,
-    mean: Any,
-    precision: Any,
-    codebook: Any,
-    prior_weight: Any,
-    tokens: Any,
-    codewords: Any,
-    groups: Any,
+    maxima: tl.tensor,
+    thresholds: tl.tensor,
+    mean: tl.tensor,
+    precision: tl.tensor,
+    codebook: tl.tensor,
+    prior_weight: tl.tensor,
+    tokens: tl.tensor,
+    codewords: tl.tensor,
+    groups: tl.tensor,
     DIMENSIONS: tl.constexpr,
     GROUP: tl.constexpr,
+    LOOKED_AT: tl.constexpr,
 ) -> None:
     row = tl.program_id(0)
     threshold = tl.load(thresholds + row)
     omega = tl.load(prior_weight)  # a tensor, since a scalar argument would be float32
     best = tl.full((), float("-inf"), tl.float64)
     token = tl.full((), 0, tl.int64)
-    for group in range(groups):
-        if tl.load(maxima + row.to(tl.int64) * groups + group) >= threshold:
+    for first in range(0, groups, LOOKED_AT):
+        every = first + tl.arange(0, LOOKED_AT)
+        near = tl.load(maxima + row.to(tl.int64) * groups + every, mask=every < groups, other=float("-inf")) >= threshold
+        for _ in range(tl.sum(near.to(tl.int32), 0)):
+            group = tl.min(tl.where(near, every, groups), 0)
+            near = near & (every != group)
             columns = group * GROUP + tl.arange(0, GROUP)
             inside = columns < codewords
             score = tl.zeros((GROUP,), tl.float64)
@@ -85,19 +96,12 @@ def _decide(
     tl.store(tokens + row, token)
 
 
-if not INTERPRETED:
-    _maxima = triton.autotune(
-        [
-            triton.Config({"TOKENS": tokens}, num_warps=warps, num_stages=stages)
-            for tokens, warps, stages in ((64, 4, 2), (64, 4, 3), (128, 4, 2), (128, 8, 2), (128, 8, 3))
-        ],
-        key=["DEPTH", "codewords"],
-    )(_maxima)
-
-
 def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: float) -> Tensor:
     """mean, precision: (N, m) float64; codebook (K, m). Returns (N,) int64."""
-    keys, largest, codewords = prepared(codebook, _keys)
+    if codebook.shape[1] > MOST_DIMENSIONS:
+        return blocked.best(mean, precision, codebook, prior_weight, 1)[:, 0]
+    keys, largest = prepared(codebook, _keys)
+    codewords = codebook.contiguous()
     size, dimensions = codewords.shape
     groups, depth = triton.cdiv(size, GROUP), keys.shape[1]
     query, slack = scaled_query(mean, precision, largest, prior_weight, torch.float32)
@@ -108,14 +112,9 @@ def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: floa
         part = slice(begin, begin + TOKENS_PER_BLOCK)
         n = len(mean[part])
         maxima = torch.empty(n, groups, device=mean.device)
-        # for few tokens, more programs along the codebook
-        groups_per_program = groups if n > 4096 else min(groups, 16)
-        fixed = {"TOKENS": 16} if INTERPRETED else {}
-
-        def grid(meta: dict[str, int], n: int = n, along: int = triton.cdiv(groups, groups_per_program)) -> tuple[int, int]:
-            return triton.cdiv(n, meta["TOKENS"]), along
-
-        _maxima[grid](query[part], keys, maxima, n, size, groups, DEPTH=depth, GROUP=GROUP, GROUPS=groups_per_program, **fixed)
+        rows = triton.cdiv(n, SHAPE["TOKENS"])
+        along = triton.cdiv(groups, min(groups, triton.cdiv(PROGRAMS, rows)))
+        _maxima[rows, triton.cdiv(groups, along)](query[part], keys, maxima, n, size, groups, along, DEPTH=depth, GROUP=GROUP, **SHAPE)
         # float32, rounded down, so that the comparison in the kernel loses no group
         threshold = torch.nextafter((maxima.amax(1).double() - 2 * BITS_LOST * slack[part]).float(), query.new_full((), -torch.inf))
         _decide[(n,)](
@@ -130,13 +129,15 @@ def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: floa
             groups,
             DIMENSIONS=dimensions,
             GROUP=GROUP,
+            LOOKED_AT=LOOKED_AT,
         )
     return tokens
 
 
-def _keys(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[c, c^2] in float32, padded with zeros to a depth that tl.dot accepts; its columns' largest magnitudes; the codewords."""
+def _keys(codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """[c, c^2] in float32, padded with zeros to a depth that tl.dot accepts; and its columns' largest magnitudes. Not the codebook, which
+    the cache would keep alive."""
     keys = torch.cat([codebook.double(), codebook.double().square()], dim=1)
     depth = max(16, triton.next_power_of_2(keys.shape[1]))
     padded = torch.nn.functional.pad(keys.float(), (0, depth - keys.shape[1])).contiguous()
-    return padded, keys.abs().amax(0), codebook.contiguous()
+    return padded, keys.abs().amax(0)

@@ -145,10 +145,12 @@ def test_a_million_searches(bits: int, tokens: int, m: int) -> None:
 def test_a_kernel_for_cuda_under_tritons_interpreter() -> None:
     pytest.importorskip("triton")
     code = """
+import gc
+import weakref
 import torch
 from gq_lightning.quantizers.search import blocked, fused
 torch.manual_seed(0)
-for tokens, size, m in ((18, 300, 16), (3, 129, 3), (1, 5, 2), (4, 260, 24)):
+for tokens, size, m in ((18, 700, 16), (3, 129, 3), (1, 5, 2), (4, 260, 24), (5, 200, 40)):
     codebook = torch.randn(size, m)
     codebook[size // 2] = codebook[1]  # a tie
     mean, precision = torch.randn(tokens, m).double(), 1 / (10 ** torch.empty(tokens, m).uniform_(-6, 0.5)).double().square()
@@ -157,6 +159,10 @@ for tokens, size, m in ((18, 300, 16), (3, 129, 3), (1, 5, 2), (4, 260, 24)):
         found = fused.search(mean, precision, codebook, prior_weight)
         assert torch.equal(found, blocked.best(mean, precision, codebook, prior_weight, 1)[:, 0]), (tokens, size, m, prior_weight)
         assert found[0] == 1 and len(found) == tokens
+held = weakref.ref(codebook)
+del codebook
+gc.collect()
+assert held() is None, "the cache keeps a codebook alive"
 print("equal")
 """
     import os
