@@ -100,7 +100,7 @@ def test_figure_1_is_fair(profile: str, sweep: bool) -> None:
     if sweep and "sweep" not in FIG1["profiles"][profile]:
         return
     found = arms(choose(FIG1, profile, sweep), RUNS)
-    # the sweep: four rates of two backbones, for each of two forms of three methods and, of VQ, for each of two starts; one more of the UNet
+    # the sweep: four rates of two backbones, for both forms of three methods and, of VQ, both starts; a fifth of the UNet
     assert len(found) == (2 * 4 * (3 + 2 * 2 + 4) + 2 * 2 + 4 if sweep else 2 * 8 * 3 * 3 if profile == "cpu" else 30)
     own = {
         "learning_rate",

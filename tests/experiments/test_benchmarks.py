@@ -17,6 +17,7 @@ import token_set
 import torch
 from small import small_tokenizer, small_training
 
+import configs
 from gq_lightning.data import Photographs
 from gq_lightning.evaluation.evaluate import evaluate
 from gq_lightning.evaluation.summary import summarize
@@ -37,6 +38,23 @@ def test_the_forms_of_the_search_agree(m: int) -> None:
     rows = search.cell(7, 1024, m, 0.001)
     assert [(row["K"], row["m"], row["N"], row["form"]) for row in rows] == [(1024, m, 7, name) for name in calls]
     assert all(row["seconds"] > 0 and 0 < row["timed"] <= 7 for row in rows)
+
+
+def test_larger_blocks_of_the_search_agree_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shapes = []
+    monkeypatch.setitem(search.BLOCKS, device, (16, 500))
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda rows, columns: shapes.append((len(rows), columns.shape[1])))
+    search.product(torch.zeros(40, 2, device=device), torch.zeros(1024, 2, device=device))
+    monkeypatch.undo()
+    assert shapes == [(rows, columns) for rows in (16, 16, 8) for columns in (500, 500, 24)]
+    posteriors = search.problem(40, 1024, 4, device)
+    assert all(part.device.type == device for part in posteriors)
+    calls = search.forms(*posteriors)
+    assert torch.equal(calls["plain"](40), calls["search"](40))
+    rows = search.cell(7, 1024, 4, 0.001, device)
+    assert len(rows) == 4 and all(row["seconds"] > 0 for row in rows)
 
 
 @pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -114,3 +132,22 @@ def test_the_plain_evaluation_gives_the_same_numbers(tmp_path: Path, monkeypatch
     assert sum(seconds for part, seconds in taken.items() if part != "all") == pytest.approx(taken["all"])
     for name in ("psnr", "lpips", "rfid", "gaussian_rfid"):
         assert values["plain"][name] == pytest.approx(values["evaluation"][name], rel=1e-4), name
+
+
+def test_every_shipped_config_is_run() -> None:
+    runs = configs.runs()
+    paths = {path for run in runs for path in run.paths}
+    assert all((ROOT / path).is_file() for path in paths)
+    for axis in ("backbone", "quantizer", "scale", "prior"):
+        assert {str(path.relative_to(ROOT)) for path in (ROOT / "configs" / axis).glob("*.yaml")} <= paths
+    assert len({run.name for run in runs}) == len(runs)
+
+
+def test_both_precisions_of_a_config_share_a_row() -> None:
+    one = {"name": "a", "precision": "bf16-mixed", "batch_size": 16, "image_size": 64, "parameters": 1_500_000, "step_ms": 12.34}
+    one |= {"data_ms": 0.5, "images_per_second": 1234.5, "peak_mib": 512.0, "last_loss": 1.01}
+    failed = {"name": "b", "precision": "32-true", "error": "out of memory"}
+    _, *body = configs.rows([one, {**one, "precision": "32-true", "step_ms": 1234.5, "last_loss": 1.0}, failed])
+    numbers = ["12.3 / 1,234", "0.500 / 0.500", "1,234 / 1,234", "0.500 / 0.500"]
+    assert body[0] == ["a", "16 of 64²", "1.5 M", *numbers, "1.00%"]
+    assert body[1] == ["b", "", "", *["missing / failed"] * 4, ""]
