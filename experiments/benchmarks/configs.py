@@ -236,7 +236,7 @@ def rows(found: list[dict[str, Any]]) -> list[list[str]]:
             shown = [_short(run[key] / unit) if key in run else "failed" if run else "missing" for run in both]
             cells.append(" / ".join(shown))
         half, full = (run.get("last_loss", math.nan) for run in both)
-        result.append([name, *cells, f"{abs(half / full - 1):.2%}" if len(good) == 2 else ""])
+        result.append([name, *cells, f"{abs(half / full - 1):.3%}" if len(good) == 2 else ""])
     return result
 
 

@@ -149,5 +149,5 @@ def test_both_precisions_of_a_config_share_a_row() -> None:
     failed = {"name": "b", "precision": "32-true", "error": "out of memory"}
     _, *body = configs.rows([one, {**one, "precision": "32-true", "step_ms": 1234.5, "last_loss": 1.0}, failed])
     numbers = ["12.3 / 1,234", "0.500 / 0.500", "1,234 / 1,234", "0.500 / 0.500"]
-    assert body[0] == ["a", "16 of 64²", "1.5 M", *numbers, "1.00%"]
+    assert body[0] == ["a", "16 of 64²", "1.5 M", *numbers, "1.000%"]
     assert body[1] == ["b", "", "", *["missing / failed"] * 4, ""]

@@ -22,8 +22,9 @@ MOST_DIMENSIONS = 32
 # the product is computed as three of tf32, with 21 bits of the factors
 BITS_LOST = 2**4
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# one for all sizes, so that a process compiles each width once: seconds are lost at its first search otherwise
-SHAPE = {"TOKENS": 16} if INTERPRETED else {"TOKENS": 128, "num_warps": 8, "num_stages": 2}
+# tokens of a program, by depth: at 64, twice as many would not fit into 99 KiB of shared memory, which small GPUs have. The choice is fixed,
+# because trying several takes seconds at the first search of a process; on an H200 it is within 15 % of the best of six at every size
+TOKENS = dict.fromkeys((16, 32, 64), 16) if INTERPRETED else {16: 128, 32: 128, 64: 64}
 # enough for the multiprocessors of a large GPU
 PROGRAMS = 1024
 LOOKED_AT = 2 if INTERPRETED else 256
@@ -112,9 +113,10 @@ def search(mean: Tensor, precision: Tensor, codebook: Tensor, prior_weight: floa
         part = slice(begin, begin + TOKENS_PER_BLOCK)
         n = len(mean[part])
         maxima = torch.empty(n, groups, device=mean.device)
-        rows = triton.cdiv(n, SHAPE["TOKENS"])
+        rows = triton.cdiv(n, TOKENS[depth])
         along = triton.cdiv(groups, min(groups, triton.cdiv(PROGRAMS, rows)))
-        _maxima[rows, triton.cdiv(groups, along)](query[part], keys, maxima, n, size, groups, along, DEPTH=depth, GROUP=GROUP, **SHAPE)
+        grid = rows, triton.cdiv(groups, along)
+        _maxima[grid](query[part], keys, maxima, n, size, groups, along, DEPTH=depth, GROUP=GROUP, TOKENS=TOKENS[depth], num_stages=2)
         # float32, rounded down, so that the comparison in the kernel loses no group
         threshold = torch.nextafter((maxima.amax(1).double() - 2 * BITS_LOST * slack[part]).float(), query.new_full((), -torch.inf))
         _decide[(n,)](
