@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -48,6 +48,16 @@ class Recorded:
         bound.apply_defaults()
         self.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
         return self
+
+    @classmethod
+    def from_description(cls, description: Any, source: str) -> Self:
+        """What `describe` described, which must be of this class; see `build`."""
+        return build(cls, description, source)
+
+    @classmethod
+    def public_path(cls) -> str:
+        """The path of the class in the outermost package that exports it."""
+        return public_path(cls)
 
     def identity(self) -> dict[str, Any]:
         """Plain data, equal for two objects that give the same tokens and images from the same weights."""

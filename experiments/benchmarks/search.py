@@ -9,8 +9,9 @@ product   (N, 2m) x (2m, K) in float32, in blocks of 256 x 4096 that stay in the
           result: the roofline
 
 The forms take turns within every repeat; medians. A cell whose N would take longer than --seconds is timed with fewer posteriors and
-scaled: `timed` has their number; one that takes much less is timed several times in a turn. Memory is what a fresh process
-grows by at most, on a GPU what is allocated there. Writes search.json and search.png, on a GPU search_gpu.json and search_gpu.png.
+scaled (on a GPU `plain` alone): `timed` has their number; one that takes much less is timed several times in a turn. Memory is what a
+fresh process grows by at most, on a GPU what is allocated there. Writes search.json and search.png, on a GPU search_gpu.json and
+search_gpu.png.
 """
 
 import argparse
@@ -108,11 +109,9 @@ def cell(tokens: int, size: int, m: int, patience: float, device: str = "cpu") -
         counts, times = {}, {}
         for name, call in calls.items():
             n = min(tokens, 256 if name != "plain" else 8)
-            # compile, prepare, fault memory in; a kernel is compiled for some numbers of posteriors anew
-            seconds_of(call, min(n, 8))
-            if device == "cuda":
-                seconds_of(call, n)
-                seconds_of(call, tokens if name == "search" else n)
+            # a GPU's time does not grow with the posteriors until they fill it
+            n = tokens if device == "cuda" and name != "plain" else n
+            seconds_of(call, n)  # compile, prepare, fault memory in
             each = seconds_of(call, n) / n
             counts[name] = min(tokens, max(n, int(patience / each)))
             times[name] = min(50, max(1, int(patience / 5 / (each * counts[name]))))

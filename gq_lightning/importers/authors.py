@@ -19,7 +19,6 @@ import yaml
 from torch import Tensor
 
 from gq_lightning.backbones import Backbone, UNet, VisionTransformer
-from gq_lightning.construction import build, public_path
 from gq_lightning.errors import UserError
 from gq_lightning.quantizers import GaussianQuantizer
 from gq_lightning.tokenizer import ImageTokenizer
@@ -153,11 +152,11 @@ def _empty_backbone(tensors: dict[str, Tensor], architecture: Architecture, path
     for name, value in known.items():
         if arguments.setdefault(name, value) != value:
             raise UserError(f"{config}: model.backbone.init_args.{name}: {arguments[name]} given, but {path} has {value}: leave it out")
-    description = {"class_path": public_path(CLASSES[architecture]), "init_args": arguments}
+    description = {"class_path": CLASSES[architecture].public_path(), "init_args": arguments}
     source = str(config or path)
     try:
         with torch.device("meta"):
-            return build(Backbone, description, source)  # type: ignore[type-abstract]
+            return Backbone.from_description(description, source)
     except UserError as error:
         raise UserError(f"{source}: {str(error).removeprefix(f'{source}: ')}; give the network's sizes by --config") from error
     except RuntimeError as error:  # torch raises it for sizes below 1
@@ -182,8 +181,8 @@ def _configured(architecture: Architecture, config: str | Path | None) -> dict[s
         raise UserError(f"{config}: cannot be read ({error.strerror}); give a YAML file like configs/backbone/unet_small.yaml") from error
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{config}: no {name}.class_path and init_args there; write them as in configs/backbone/unet_small.yaml") from error
-    if class_path not in (public_path(cls), f"{cls.__module__}.{cls.__name__}", cls.__name__):
-        raise UserError(f"{config}: {name}.class_path: {class_path} is not {public_path(cls)}: change it or --backbone")
+    if class_path not in (cls.public_path(), f"{cls.__module__}.{cls.__name__}", cls.__name__):
+        raise UserError(f"{config}: {name}.class_path: {class_path} is not {cls.public_path()}: change it or --backbone")
     if unknown := sorted(map(str, arguments.keys() - inspect.signature(cls).parameters.keys())):
         raise UserError(f"{config}: {name}.init_args.{unknown[0]} is no argument of {cls.__name__}: remove it")
     return arguments

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gq_lightning.construction import Recorded, build, check_cost, describe, fingerprint
+from gq_lightning.construction import Recorded, check_cost, describe, fingerprint
 from gq_lightning.errors import UserError
 from gq_lightning.priors.symbols import Symbols
 from gq_lightning.tokenizer import folder as files
@@ -202,8 +202,8 @@ class Prior(Recorded, nn.Module):
         source = str(folder / files.CONFIG)
         with files.weights_must_fit("prior", source):
             with torch.device("meta"):  # so that a forged description cannot allocate more memory than its file has
-                build(cls, description, source).load_state_dict(state, assign=True)
-            prior = build(cls, description, source)
+                cls.from_description(description, source).load_state_dict(state, assign=True)
+            prior = cls.from_description(description, source)
             prior.load_state_dict(state)
         if spoiled := [name for name, tensor in prior.state_dict().items() if not bool(tensor.isfinite().all())]:
             raise UserError(f"{source}: {spoiled[0]} has values that are not finite: the training diverged; use another")

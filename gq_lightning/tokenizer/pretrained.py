@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gq_lightning.backbones.base import Backbone
-from gq_lightning.construction import build, describe, fingerprint
+from gq_lightning.construction import describe, fingerprint
 from gq_lightning.errors import UserError
 from gq_lightning.files import RunFolder
 from gq_lightning.quantizers.base import Quantizer
@@ -130,7 +130,7 @@ class Pretrained(nn.Module):
             raise UserError(f"{path}: not a checkpoint of gq_lightning (no {error}): give one that fit wrote") from error
         if (name := "quantizer.codebook_fingerprint") in state:
             # a conversion draws the codebook again from its recipe; no token depends on the codebook of the training
-            state[name] = build(Quantizer, recipe, str(path)).state_dict()["codebook_fingerprint"]  # type: ignore[type-abstract]
+            state[name] = Quantizer.from_description(recipe, str(path)).state_dict()["codebook_fingerprint"]
         return cls.from_description(description, state, source=str(path))
 
     @classmethod
@@ -145,10 +145,10 @@ class Pretrained(nn.Module):
         if fields.get("class_path") != CLASS_PATH or not isinstance(parts, dict) or parts.keys() != {"backbone", "quantizer"}:
             raise UserError(f"{source}: does not describe a {CLASS_PATH} of backbone and quantizer: restore the file")
         with torch.device("meta") if _is_of_this_package(parts["backbone"]) else nullcontext():
-            backbone = build(Backbone, parts["backbone"], source)  # type: ignore[type-abstract]
+            backbone = Backbone.from_description(parts["backbone"], source)
         try:
             with files.weights_must_fit("tokenizer", source):
-                tokenizer = cls(backbone, build(Quantizer, parts["quantizer"], source))  # type: ignore[type-abstract]
+                tokenizer = cls(backbone, Quantizer.from_description(parts["quantizer"], source))
                 _check_weights(state, tokenizer.quantizer.state_dict())
                 tokenizer.load_state_dict(state, assign=True)
             tokenizer._read_tokens_of(fields.get("tokens_of"))
