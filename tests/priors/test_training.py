@@ -92,6 +92,18 @@ def test_counts_against_a_plain_computation(folder: Path) -> None:
     assert counted_bits_per_pixel(training, held_out) == pytest.approx(bits / (4 * 32 * 32), rel=1e-9)
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_in_bfloat16_too(algorithm: str, folder: Path) -> None:
+    """With an optimizer of one kernel, which Lightning takes for one that undoes a scaling."""
+    clip = ["--trainer.precision=bf16-mixed", "--trainer.gradient_clip_val=1e-6", f"--trainer.gradient_clip_algorithm={algorithm}"]
+    assert fit(folder, f"clipped-{algorithm}", *clip, "--trainer.max_steps=1", "--samples.count=0", "--export.samples=0") == 0
+    checkpoint = torch.load(folder / f"runs/clipped-{algorithm}/checkpoints/last.ckpt", weights_only=True)
+    (optimizer,) = checkpoint["optimizer_states"]
+    moments = torch.cat([state["exp_avg"].flatten() for state in optimizer["state"].values()]) / (1 - 0.9)
+    largest = moments.norm() if algorithm == "norm" else moments.abs().max()
+    assert largest == pytest.approx(1e-6, rel=1e-3)
+
+
 def test_resumed_it_is_the_training_that_never_stopped(run: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Killed with SIGKILL while it trains, and started again by the same command."""
     script = folder / "killed.py"
