@@ -38,7 +38,7 @@ demo-prior: weights  ## generate new pictures: a tokenizer (the demo's, or a sho
 	$(RUN) -m gq_lightning prior fit --config configs/demo_prior.yaml --overwrite true
 	$(RUN) -m gq_lightning generate --prior runs/demo_prior/prior --count 32 --out runs/demo_pictures
 
-methods: weights  ## train and measure every method on the same photographs: about 25 minutes on two cores
+methods: weights  ## train and measure every method on the same photographs: about 20 minutes on two cores, added up from its arms
 	$(RUN) experiments/reproduce.py experiments/methods.yaml $(if $(JOBS),--jobs $(JOBS))
 
 reproduce-fig1: weights  ## Figure 1: PROFILE=smoke|cpu|gpu|paper [DATA=FOLDER] [JOBS=n]; without PROFILE smoke, about 4 minutes on two cores

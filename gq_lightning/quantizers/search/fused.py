@@ -23,7 +23,7 @@ MOST_DIMENSIONS = 32
 BITS_LOST = 2**4
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # tokens of a program, by depth: at 64, twice as many would not fit into 99 KiB of shared memory, which small GPUs have. The choice is
-# fixed, because trying several takes seconds at a process's first search; of six, it was the fastest on an H200 for 65 536 posteriors
+# fixed, because trying several takes seconds at a process's first search; of six, 128 was the fastest on an H200 for 65 536 posteriors
 TOKENS = dict.fromkeys((16, 32, 64), 16) if INTERPRETED else {16: 128, 32: 128, 64: 64}
 # enough for the multiprocessors of a large GPU
 PROGRAMS = 1024
