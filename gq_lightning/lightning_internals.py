@@ -5,12 +5,14 @@ tests/test_lightning_internals.py lists what is used here and names what an inst
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -110,6 +112,21 @@ def signal_launched_ranks(trainer: Trainer, number: int) -> None:
 
 
 # Steps and progress
+
+
+class Unprofiled(PassThroughProfiler):
+    """Without a profiler, Lightning still opens a generator for each hook of each callback, some hundred a step."""
+
+    nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self.nothing
+
+
+def profile_nothing(trainer: Trainer) -> None:
+    """Replaces the profiler that a trainer has where none was asked for."""
+    if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
+        trainer.profiler = Unprofiled()  # type: ignore[attr-defined]
 
 
 def leave_uncounted(optimizer: LightningOptimizer) -> None:

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch import nn
 
 import gq_lightning.cli.training  # noqa: F401 - imports every class that has one of Lightning's as its base
+from gq_lightning.lightning_internals import Unprofiled, profile_nothing
 
 PACKAGE = Path(__file__).parents[1] / "gq_lightning"
 ADAPTER = PACKAGE / "lightning_internals.py"
@@ -42,6 +43,7 @@ INTERNALS = {
         "fit_loop.epoch_progress.increment_processed",
         "fit_loop.reset_restart_stage",
         "fit_loop.restarted_mid_epoch",
+        "profiler",
         "received_sigterm",
         "state.fn",
         "strategy.launcher",
@@ -179,3 +181,13 @@ def test_subclasses_leave_alone_what_is_private_to_their_bases() -> None:
         used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | set(vars(cls))
         used -= {name for name in vars(cls) if name.startswith("_abc")}
         assert theirs & used - {"_abc_impl"} <= INHERITED.get(cls.__name__, set()), f"{cls.__qualname__}: {theirs & used}"
+
+
+def test_hooks_go_unprofiled_unless_a_profiler_is_asked_for() -> None:
+    plain, asked = trainer(), Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, profiler="simple")
+    for each in (plain, asked):
+        profile_nothing(each)
+        with each.profiler.profile("a hook"):  # type: ignore[attr-defined]
+            pass
+    assert type(plain.profiler) is Unprofiled  # type: ignore[attr-defined]
+    assert "a hook" in asked.profiler.recorded_durations  # type: ignore[attr-defined]

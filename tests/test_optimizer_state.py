@@ -38,6 +38,32 @@ def trained(steps: int = 3) -> tuple[nn.Module, Any, Any]:
     return model, optimizer, scheduler
 
 
+@pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("after", [torch.contiguous_format, torch.channels_last])
+def test_moments_follow_the_layout_of_their_parameters(before: torch.memory_format, after: torch.memory_format) -> None:
+    """A fused step takes parameters and moments by their order in memory, so a checkpoint of another layout would mix them up."""
+
+    def convolution(layout: torch.memory_format) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Conv2d(4, 8, 3).to(memory_format=layout)  # type: ignore[call-overload]
+
+    def step(model: nn.Module, optimizer: Any) -> None:
+        model(torch.linspace(-1, 1, 100).view(1, 4, 5, 5)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model, other = convolution(before), convolution(after)
+    (optimizer, _), (resumed, _) = made(model), made(other)
+    for _ in range(3):
+        step(model, optimizer)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert torch.equal(resumed.state[other.weight]["exp_avg"], optimizer.state[model.weight]["exp_avg"])
+    step(model, optimizer)
+    step(other, resumed)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=1e-4, atol=1e-6)
+
+
 def test_moments_go_on_and_settings_do_not() -> None:
     model, optimizer, scheduler = trained()
     state, schedule = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))

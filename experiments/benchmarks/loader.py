@@ -6,13 +6,16 @@ decode        Pillow, whole: the limit of the decoder
 half          Pillow at half the scale (Image.draft), which serves crops that are to be shrunk to half or less
 torchvision   torchvision.io.decode_jpeg, whole
 picture       the project's load_picture: decoded, upright, RGB
-item          a training picture: loaded, cropped, a tensor, on one core
+resize        windows of training cut from loaded pictures and resized by Pillow: with `decode`, the least that an item can take
+resize, torch the same by torch
+item          a training picture on its way to the device: loaded, cropped, uint8, on one core
 fast          the same with `crop: fast`, resized by torch
 shards        as item, from shards
-workers N     batches of the data module's training loader, N worker processes (0: in the main process)
+workers N     batches as the trainer gets them, N worker processes (0: in the main process)
 
-The forms take turns within every repeat; medians. Workers are given one round before theirs are timed. The last line is how many workers
-feed --gpus that take --rate images a second each. The pictures are cut from photographs that come with scikit-image, in a temporary folder.
+The forms take turns within every repeat; medians. Freed memory stays with the process, as in every command. Workers are given one round
+before theirs are timed. The last line is how many workers feed --gpus that take --rate images a second each. The pictures are cut from
+photographs that come with scikit-image, in a temporary folder.
 """
 
 import argparse
@@ -34,7 +37,10 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.io import decode_jpeg, read_file
 
+from gq_lightning.cli.memory import keep_freed_memory
 from gq_lightning.data import ImageNet, Shards, load_picture
+from gq_lightning.data.pictures.reading import to_pixels
+from gq_lightning.data.sets import TrainingCrop
 from gq_lightning.data.shards.writing import write_shards
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg")
@@ -80,9 +86,15 @@ def forms(root: Path) -> dict[str, Callable[[], Any]]:
         "torchvision": lambda: [decode_jpeg(read_file(str(path))) for path in paths],
         "picture": lambda: [load_picture(path) for path in paths],
     }
+    loaded = [load_picture(path) for path in paths]
+    pixels = [to_pixels(picture) for picture in loaded]
+    window = TrainingCrop(IMAGE_SIZE, "resized", (0.8, 1.0)).window
+    found["resize"] = lambda: [window(picture) for picture in loaded]
+    found["resize, torch"] = lambda: [window(each) for each in pixels]
     for workers in WORKERS:
         module = ImageNet(str(root), image_size=IMAGE_SIZE, batch_size=BATCH_SIZE, workers=workers)
         loader = module.train_dataloader()
+        loader.to_trainer = True
         if workers == 0:
             for split in ("train", "val"):
                 write_shards(root / split, root / "shards", split=split, broken="unchecked", workers=0)
@@ -92,7 +104,7 @@ def forms(root: Path) -> dict[str, Callable[[], Any]]:
                 "shards": Shards(str(root / "shards"), image_size=IMAGE_SIZE).training_set(),
             }
             for name, pictures in sets.items():
-                found[name] = lambda pictures=pictures: [pictures[index] for index in range(len(pictures))]
+                found[name] = lambda pictures=pictures: [pictures.pixels(index) for index in range(len(pictures))]
         if loader.num_workers == workers:  # the module takes at most one a core
             found[f"workers {workers}"] = lambda loader=loader: [len(batch) for batch in loader]
     return found
@@ -121,6 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     begin, pictures = time.perf_counter(), math.ceil(options.pictures / BATCH_SIZE) * BATCH_SIZE
+    keep_freed_memory()
     torch.set_num_threads(1)  # as the workers have it: the item's rate is that of one core
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

@@ -79,7 +79,7 @@ class _Autoencoder(Backbone):
 
     def encode(self, images: Tensor) -> Tensor:
         check_multiple((images.shape[-2], images.shape[-1]), self.downsampling)
-        return self.encoder(images)
+        return self.encoder(images).contiguous()  # as in UNet
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.decoder(latents)

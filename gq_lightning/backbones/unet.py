@@ -253,7 +253,8 @@ class UNet(Backbone):
 
     def encode(self, images: Tensor) -> Tensor:
         check_multiple((images.shape[-2], images.shape[-1]), self.downsampling)
-        return self.encoder(F.pixel_unshuffle(images, self.pixel_unshuffle))
+        # noise is drawn in the order of memory: the same order in both layouts of convolutions
+        return self.encoder(F.pixel_unshuffle(images, self.pixel_unshuffle)).contiguous()
 
     def decode(self, latents: Tensor) -> Tensor:
         return F.pixel_shuffle(self.decoder(latents), self.pixel_unshuffle)

@@ -28,7 +28,7 @@ from gq_lightning.callbacks.watching.dashboard import Charts
 from gq_lightning.cli.options import Replaced, check_linked, check_options
 from gq_lightning.errors import UserError
 from gq_lightning.files import RunFolder, write_whole
-from gq_lightning.lightning_internals import MisconfigurationException, OwnOptions, ProgressBar, explain_restoring
+from gq_lightning.lightning_internals import MisconfigurationException, OwnOptions, ProgressBar, explain_restoring, profile_nothing
 
 # between validations, when the user gives no interval
 MOST_BATCHES = 5000
@@ -198,6 +198,7 @@ class RunCommandLine(OwnOptions):
         kwargs["callbacks"] = [*callbacks, *given]
         trainer = super().instantiate_trainer(**kwargs)
         explain_restoring(trainer)
+        profile_nothing(trainer)
         for callback in trainer.checkpoint_callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(run.checkpoints)  # not the logger's folder

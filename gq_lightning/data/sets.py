@@ -234,7 +234,7 @@ class TrainingCrop:
         height, width = sides(size)
         self._center, self._part = CenterCrop(size), v2.RandomCrop((height, width))
         ratio = (3 / 4 * width / height, 4 / 3 * width / height)
-        self._window = v2.RandomResizedCrop((height, width), scale, ratio, interpolation=RESAMPLING, antialias=True)
+        self.window = v2.RandomResizedCrop((height, width), scale, ratio, interpolation=RESAMPLING, antialias=True)
         windowed = f"{scale[0]} to {scale[1]} of the area to {written(size)}"
         kept = f"squares of {height} pixels" if height == width else f"parts of {written(size)} pixels"
         resized = {"resized": windowed, "fast": windowed, "native": f"{kept} or more to {written(size)}"}
@@ -250,14 +250,14 @@ class TrainingCrop:
             length, present = closest_side(picture, self.size)
             pixels = to_pixels(self._part(resize_by(picture, _between(length, present), present)))
         elif self.cut == "fast":
-            pixels = self._window(to_pixels(picture))
+            pixels = self.window(to_pixels(picture))
         else:
-            pixels = to_pixels(self._window(picture) if self.cut == "resized" else self._part(resize_shorter(picture, self.size)))
+            pixels = to_pixels(self.window(picture) if self.cut == "resized" else self._part(resize_shorter(picture, self.size)))
         return pixels.flip(2) if torch.rand(()) < 0.5 else pixels
 
     def _smallest(self, width: int, height: int) -> tuple[int, int]:
         """The smallest size of a picture of this width and height with no window smaller than `size`."""
-        area, (narrowest, widest) = self._window.scale[0] * width * height, self._window.ratio
+        area, (narrowest, widest) = self.window.scale[0] * width * height, self.window.ratio
         least_width = min(math.sqrt(area * narrowest), width, height * narrowest)
         least_height = min(math.sqrt(area / widest), height, width / widest)
         wanted_height, wanted_width = sides(self.size)

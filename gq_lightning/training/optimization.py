@@ -115,8 +115,14 @@ def _moments_alone(optimizer: torch.optim.Optimizer, loaded: dict[str, Any]) -> 
                 raise UserError(f"{where} has no {name} of shape {tuple(shape)}: give another checkpoint")
             if not bool(tensor.isfinite().all()) or (name != "exp_avg" and bool((tensor < 0).any())):
                 raise UserError(f"{where}: {name} has values that are negative or not finite: the training diverged; give an earlier one")
-        kept[number] = {name: state[name] for name in shapes}
+        kept[number] = {name: _laid_like(parameters[number], state[name]) for name in shapes}
     return {"state": kept, "param_groups": own}
+
+
+def _laid_like(parameter: Tensor, moment: Tensor) -> Tensor:
+    """The moment with its values in the parameter's order of memory, which fused kernels take for granted: a checkpoint may come from a
+    training in another layout."""
+    return torch.empty_like(parameter, dtype=moment.dtype, device=moment.device).copy_(moment) if moment.ndim else moment
 
 
 def as_asked_for(optimizer: LightningOptimizer, scheduler: LambdaLR) -> None:

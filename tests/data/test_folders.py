@@ -200,7 +200,7 @@ def test_large_jpegs_are_decoded_smaller_for_fast_crops_alone(size: tuple[int, i
     assert first(data["fast"].evaluation_set())[1] == size
     fast, decoded = first(data["fast"].training_set())
     assert (decoded[0] < size[0]) == (min(size) > 100)
-    window = TrainingCrop(64, "fast", scale)._window
+    window = TrainingCrop(64, "fast", scale).window
     for _ in range(200):
         drawn = window.make_params([Image.new("L", decoded)])
         assert min(drawn["height"], drawn["width"]) >= 64 or decoded == size
