@@ -71,11 +71,12 @@ reproduce-generation: weights  ## priors on GQ and FSQ tokens, new pictures, gFI
 	$(RUN) $(GENERATION) --profile control
 	$(RUN) experiments/generation.py
 
-benchmark: $(READY)  ## time start, evaluation, search, training step, loader and tokenize beside their references, on an idle machine
+benchmark: $(READY)  ## time start, evaluation, search, training step (its parts, and beside a bare loop), loader and tokenize beside their references, on an idle machine
 	$(RUN) experiments/benchmarks/start.py
 	$(RUN) experiments/benchmarks/evaluation.py
 	$(RUN) experiments/benchmarks/search.py
 	$(RUN) experiments/benchmarks/step.py
+	$(RUN) experiments/benchmarks/loop.py
 	$(RUN) experiments/benchmarks/loader.py
 	$(RUN) experiments/benchmarks/token_set.py
 

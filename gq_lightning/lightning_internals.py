@@ -4,6 +4,8 @@ Each function offers one operation to the rest of the package. pyproject.toml al
 tests/test_lightning_internals.py lists what is used here and names what an installed version lacks.
 """
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -185,7 +187,15 @@ def as_after_a_batch(checkpoint: dict[str, Any]) -> None:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's progress bar, without the "Epoch 3/-2" of a run whose length is given in steps."""
+    """Lightning's progress bar, without the "Epoch 3/-2" of a run whose length is given in steps, and drawn ten times a second at most."""
+
+    _drawn = -math.inf
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now = time.monotonic()
+        if now - self._drawn >= 0.1 or trainer.is_last_batch or trainer.global_step == trainer.max_steps:
+            self._drawn = now
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _get_train_description(self, current_epoch: int) -> str:
         limited = self.trainer.max_epochs not in (None, -1)

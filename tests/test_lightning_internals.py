@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch import nn
 
 import gq_lightning.cli.training  # noqa: F401 - imports every class that has one of Lightning's as its base
-from gq_lightning.lightning_internals import Unprofiled, profile_nothing
+from gq_lightning.lightning_internals import ProgressBar, Unprofiled, profile_nothing
 
 PACKAGE = Path(__file__).parents[1] / "gq_lightning"
 ADAPTER = PACKAGE / "lightning_internals.py"
@@ -191,3 +192,14 @@ def test_hooks_go_unprofiled_unless_a_profiler_is_asked_for() -> None:
             pass
     assert type(plain.profiler) is Unprofiled  # type: ignore[attr-defined]
     assert "a hook" in asked.profiler.recorded_durations  # type: ignore[attr-defined]
+
+
+def test_the_bar_is_drawn_ten_times_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(RichProgressBar, "on_train_batch_end", lambda bar, *arguments: drawn.append(arguments[-1]))
+    bar = ProgressBar()
+    for step in range(1, 26):
+        monkeypatch.setattr("time.monotonic", lambda step=step: 100 + 0.03 * step)
+        at = SimpleNamespace(is_last_batch=step == 10, global_step=step, max_steps=25)
+        bar.on_train_batch_end(at, None, None, None, step - 1)  # type: ignore[arg-type]
+    assert drawn == [0, 4, 8, 9, 13, 17, 21, 24]

@@ -8,7 +8,8 @@ plain   the same loop with LPIPS as it comes: weights and pictures in whatever l
 
 The forms take turns within one process, a block of steps at a time, on copies of the same networks; medians over blocks. Each case, and
 each option of it (precision, layout, torch.compile), has a process of its own; --case may be given several times. The networks of
-`paper` train without the discriminator, which all forms would share.
+`paper` train without the discriminator, which all forms would share. `shares` is what the loop's time goes to, by torch's profiler: what
+products, convolutions and attention take is torch's own.
 """
 
 import argparse
@@ -71,6 +72,14 @@ CASES: dict[str, tuple[list[str], str, int]] = {
     },
 }
 BLOCKS = 7
+KINDS = {
+    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "convolutions": ("aten::mkldnn_convolution", "aten::convolution_backward", "aten::convolution"),
+    "attention": ("aten::_scaled_dot_product",),
+    "activations and norms": ("aten::gelu", "aten::silu", "aten::relu", "aten::native_layer_norm", "aten::native_group_norm"),
+    "copies": ("aten::copy_", "aten::cat", "aten::contiguous", "aten::clone"),
+    "optimizer": ("aten::_fused_adamw_",),
+}
 WANTED = {"overhead of tiny, ms": 2.0} | {
     f"{case}: fit / plain": 0.95 for case in CASES if not case.startswith("tiny") and "," not in case[9:]
 }
@@ -147,13 +156,24 @@ def plain(step: Callable[[], None]) -> Callable[[], None]:
     return stepped
 
 
+def shares(step: Callable[[], None], steps: int) -> dict[str, float]:
+    """Shares of a step's time by kind of operation; `rest` is all others, and Python between them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(steps):
+            step()
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    whole = sum(times.values())
+    found = {kind: sum(time for key, time in times.items() if key.startswith(names)) / whole for kind, names in KINDS.items()}
+    return {kind: round(share, 3) for kind, share in (found | {"rest": 1 - sum(found.values())}).items()}
+
+
 def endless(loader: Any) -> Iterator[Tensor]:
     while True:
         yield from loader
 
 
-def measure(case: str, blocks: int) -> dict[str, float]:
-    """Milliseconds of a step, by form, in this process."""
+def measure(case: str, blocks: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of a step, by form, and shares of the loop's, in this process."""
     warnings.simplefilter("ignore")
     keep_freed_memory()
     files, options, steps = CASES[case]
@@ -172,12 +192,14 @@ def measure(case: str, blocks: int) -> dict[str, float]:
         cli.trainer.callbacks.append(turns := Turns(forms, steps, blocks))  # type: ignore[attr-defined]
         with contextlib.suppress(Done):
             cli.trainer.fit(cli.model, cli.datamodule)
-        return {name: round(1000 * seconds, 3) for name, seconds in turns.medians().items()}
+        milliseconds = {name: round(1000 * seconds, 3) for name, seconds in turns.medians().items()}
+        return {"milliseconds": milliseconds, "shares": shares(forms["loop"], min(steps, 5))}
 
 
-def ratios(milliseconds: dict[str, dict[str, float]]) -> dict[str, float]:
+def ratios(measured: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
     found = {}
-    for case, taken in milliseconds.items():
+    for case, of_case in measured.items():
+        taken = of_case["milliseconds"]
         found |= {f"{case}: fit / {form}": taken["fit"] / taken[form] for form in ("loop", "plain")}
         if case == "tiny":
             found["overhead of tiny, ms"] = taken["fit"] - taken["loop"]
@@ -196,15 +218,15 @@ def main() -> None:
     if options.alone:
         print(json.dumps(measure(options.case[0], options.blocks)))
         return
-    milliseconds = {}
+    measured = {}
     for case in options.case or CASES:
         command = [sys.executable, __file__, "--alone", "--case", case, "--blocks", str(options.blocks)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{case}: exit status {done.returncode}\n{done.stderr[-3000:]}")
-        milliseconds[case] = json.loads(done.stdout.splitlines()[-1])
-        print(case, milliseconds[case], file=sys.stderr)
-    write_ratios({"machine": machine(), "milliseconds": milliseconds}, options.out, ratios(milliseconds), WANTED)
+        measured[case] = json.loads(done.stdout.splitlines()[-1])
+        print(case, measured[case]["milliseconds"], file=sys.stderr)
+    write_ratios({"machine": machine(), "cases": measured}, options.out, ratios(measured), WANTED)
 
 
 if __name__ == "__main__":

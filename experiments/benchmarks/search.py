@@ -8,10 +8,10 @@ plain     log-probabilities of all codewords by Normal.log_prob, 8 posteriors at
 product   (N, 2m) x (2m, K) in float32, in blocks of 256 x 4096 that stay in the cache, on a GPU as large as fit, nothing done with the
           result: the roofline
 
-The forms take turns within every repeat; medians. A cell whose N would take longer than --seconds is timed with fewer posteriors and
-scaled (on a GPU `plain` alone): `timed` has their number; one that takes much less is timed several times in a turn. Memory is what a
-fresh process grows by at most, on a GPU what is allocated there. Writes search.json and search.png, on a GPU search_gpu.json and
-search_gpu.png.
+The forms take turns within every repeat; medians. A CPU works with one thread. A cell whose N would take longer than --seconds is timed
+with fewer posteriors and scaled (on a GPU `plain` alone): `timed` has their number; one that takes much less is timed several times in a
+turn. Memory is what a fresh process grows by at most, on a GPU what is allocated there. Writes search.json and search.png, on a GPU
+search_gpu.json and search_gpu.png.
 """
 
 import argparse
@@ -45,6 +45,7 @@ REPEATS = {"cpu": 3, "cuda": 7}
 VALUES = 2**28
 BLOCKS = {"cpu": (256, 4096), "cuda": (4096, 2**18)}
 COLOURS = {"search": "#0072B2", "blocked": "#009E73", "plain": "#D55E00", "product": "#000000"}
+WANTED = {"a token of 4096, us": 10.0, "a token alone, us": 100.0}  # on one core, K 65536, m 16
 MARKERS = {"search": "o", "blocked": "s", "plain": "^", "product": "x"}
 
 
@@ -186,6 +187,7 @@ def main() -> None:
     options = parser.parse_args()
     device, name = options.device, "search" if options.device == "cpu" else "search_gpu"
     options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
     begin = time.perf_counter()
     cells = [(tokens, 2**bits, m) for m in DIMENSIONS for bits in BITS for tokens in TOKENS]
     watched = track(cells, description="search", disable=not sys.stderr.isatty())
@@ -202,7 +204,8 @@ def main() -> None:
     content = {"machine": machine() | compiler, "total_seconds": round(time.perf_counter() - begin, 1), "memory": peaks, "times": rows}
     seconds = {(row["form"], row["N"]): row["seconds"] for row in rows if (row["K"], row["m"]) == (65536, 16)}
     ratios = {f"{tokens} posteriors, K 65536, m 16": seconds["search", tokens] / seconds["product", tokens] for tokens in TOKENS}
-    write_ratios(content, options.out / f"{name}.json", ratios, {})
+    ratios |= {"a token of 4096, us": seconds["search", 4096] / 4096 * 1e6, "a token alone, us": seconds["search", 1] * 1e6}
+    write_ratios(content, options.out / f"{name}.json", ratios, WANTED if device == "cpu" else {})
     draw(rows, options.out / f"{name}.png")
     table = Table(title="K = 65 536: seconds", caption=f"{content['total_seconds']:.0f} s in all; peak memory: {peaks}")
     for column in ("m", "N", "search", "blocked", "product", "plain", "plain / search", "search / product"):

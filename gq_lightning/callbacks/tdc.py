@@ -4,6 +4,7 @@ The command line adds it for every Gaussian quantizer. Without it, or with `tdc_
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,18 +46,26 @@ class TDC(Callback):
         if self._tdc is None:
             return
         bits = outputs["posterior"].bits
-        self._pending.append(torch.stack([bits.amin(), bits.amax(), bits.sum(), torch.full_like(bits.sum(), bits.numel())]))
+        total = bits.sum()
+        self._pending.append(torch.stack([*bits.aminmax(), total, torch.full_like(total, bits.numel())]))
         if trainer.global_step == self._step:
             return  # gradients are still accumulating
         self._step = trainer.global_step
-        local, self._pending = torch.stack(self._pending), []
-        statistics = torch.stack([local[:, 0].amin(), local[:, 1].amax(), local[:, 2].sum(), local[:, 3].sum()])
-        ranks = torch.as_tensor(pl_module.all_gather(statistics)).view(-1, 4)
+        local, self._pending = _merged(self._pending), []
+        minimum, maximum, total, count = _merged(torch.as_tensor(pl_module.all_gather(local)).view(-1, 4).unbind())
         tdc = self._tdc
-        tdc.update(ranks[:, 0].amin(), ranks[:, 2].sum() / ranks[:, 3].sum(), ranks[:, 1].amax())
+        tdc.update(minimum, total / count, maximum)
         if is_logging_step(trainer, pl_module):
             pl_module.log_dict({f"tdc/{name}": multiplier for name, multiplier in tdc.named_buffers()})
             # TensorBoard's charts have no logarithmic axis
             band = {"target_low": tdc.target_bits - tdc.alpha, "target_high": tdc.target_bits + tdc.alpha}
             logarithms = {f"log10_{name}": math.log10(float(multiplier)) for name, multiplier in tdc.named_buffers()}
             log_for_charts(trainer, band | logarithms, last_step(trainer))
+
+
+def _merged(parts: Sequence[Tensor]) -> Tensor:
+    """Minimum, maximum, sum and number of the tokens of all parts, each four such numbers."""
+    if len(parts) == 1:
+        return parts[0]
+    every = torch.stack(tuple(parts))
+    return torch.stack([every[:, 0].amin(), every[:, 1].amax(), every[:, 2].sum(), every[:, 3].sum()])

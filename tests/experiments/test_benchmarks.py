@@ -90,6 +90,19 @@ def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
     assert run["parts"]["backward"]["ms"] > run["parts"]["TDC update"]["ms"]
 
 
+@pytest.mark.slow  # what a test of step.py shows of the trainer, this shows again
+def test_fit_takes_longer_than_a_bare_loop(tmp_path: Path) -> None:
+    out = tmp_path / "loop.json"
+    call = [sys.executable, str(ROOT / "experiments/benchmarks/loop.py"), "--out", str(out), "--case", "tiny", "--blocks", "2"]
+    subprocess.run(call, check=True, capture_output=True, cwd=tmp_path)
+    found = json.loads(out.read_text())
+    tiny = found["cases"]["tiny"]
+    assert tiny["milliseconds"].keys() == {"fit", "loop", "plain"} and all(taken > 0 for taken in tiny["milliseconds"].values())
+    assert sum(tiny["shares"].values()) == pytest.approx(1, abs=0.01) and tiny["shares"]["products"] > 0.02
+    overhead = tiny["milliseconds"]["fit"] - tiny["milliseconds"]["loop"]
+    assert found["ratios"]["overhead of tiny, ms"] == pytest.approx(overhead, abs=1e-3) and overhead > 0
+
+
 @pytest.mark.parametrize("backbone", ["vit", "unet"])
 def test_a_training_step_is_counted(backbone: str) -> None:
     """Three times what encoding and decoding take: a backward pass is two products for each of the forward pass, save for the images."""
