@@ -189,12 +189,12 @@ def as_after_a_batch(checkpoint: dict[str, Any]) -> None:
 class ProgressBar(RichProgressBar):
     """Lightning's progress bar, without the "Epoch 3/-2" of a run whose length is given in steps, and drawn ten times a second at most."""
 
-    _drawn = -math.inf
+    drawn = -math.inf
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.monotonic()
-        if now - self._drawn >= 0.1 or trainer.is_last_batch or trainer.global_step == trainer.max_steps:
-            self._drawn = now
+        if now - self.drawn >= 0.1 or trainer.is_last_batch or trainer.global_step == trainer.max_steps:
+            self.drawn = now
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _get_train_description(self, current_epoch: int) -> str:
