@@ -1,13 +1,11 @@
 import copy
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import on_ranks
 
 from gq_lightning import UserError
 from gq_lightning.losses.discriminator import ActNorm, PatchDiscriminator
@@ -88,28 +86,16 @@ def test_spectral_kernels_wait_for_the_first_pass() -> None:
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
 
 
-RANKS = """
-import sys
-import torch
-import torch.distributed as dist
-from gq_lightning.losses.discriminator import ActNorm
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-norm = ActNorm(5)
-norm.initialize(torch.load(f"{folder}/x.pt", weights_only=True).chunk(2)[rank])
-torch.save(norm.state_dict(), f"{folder}/norm{rank}.pt")
-dist.destroy_process_group()
-"""
+def initialize(folder: Path, rank: int, ranks: int) -> None:
+    norm = ActNorm(5)
+    norm.initialize(torch.load(folder / "x.pt", weights_only=True).chunk(ranks)[rank])
+    torch.save(norm.state_dict(), folder / f"norm{rank}.pt")
 
 
 def test_two_ranks_share_the_deviation_of_the_whole_batch(tmp_path: Path) -> None:
     x = torch.randn(2, 5, 1, 2, generator=torch.Generator().manual_seed(1)) * 2 + torch.tensor([0.0, 3.0]).view(2, 1, 1, 1)
     torch.save(x, tmp_path / "x.pt")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    ranks = [subprocess.Popen([sys.executable, "-c", RANKS, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    on_ranks(__file__, "initialize", tmp_path, 2)
     channels = x.transpose(0, 1).flatten(1)
     for rank in range(2):
         state = torch.load(tmp_path / f"norm{rank}.pt", weights_only=True)

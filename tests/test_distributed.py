@@ -1,13 +1,14 @@
 """Two real processes under DDP (gloo), through the command line."""
 
 import json
-import os
-import subprocess
-import sys
+import warnings
 from pathlib import Path
 
 import torch
+from processes import on_ranks
 from small import CONFIGS, run_ranks
+
+from gq_lightning.distributed import rows_of_all_ranks
 
 
 def test_ranks_agree_and_every_image_is_measured_once(tmp_path: Path) -> None:
@@ -32,26 +33,14 @@ def test_ranks_agree_and_every_image_is_measured_once(tmp_path: Path) -> None:
     assert metrics["tokens"] == 162 * 25 * 2
 
 
-GATHER = """
-import sys, torch
-from torch import distributed
-from gq_lightning.distributed import rows_of_all_ranks
-
-rank = int(sys.argv[1])
-alone = torch.ones(2, 3, requires_grad=True)
-assert rows_of_all_ranks(alone).equal(alone) and not rows_of_all_ranks(alone).requires_grad
-distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=3)
-# rank 0 has none, rank 1 one row, rank 2 two
-rows = 10.0 * rank + torch.arange(rank * 2.0).reshape(rank, 2)
-assert rows_of_all_ranks(rows).tolist() == [[10, 11], [20, 21], [22, 23]]
-distributed.destroy_process_group()
-"""
+def gather(folder: Path, rank: int, ranks: int) -> None:
+    warnings.simplefilter("error", UserWarning)
+    # rank 0 has none, rank 1 one row, rank 2 two
+    rows = 10.0 * rank + torch.arange(rank * 2.0).reshape(rank, 2)
+    assert rows_of_all_ranks(rows).tolist() == [[10, 11], [20, 21], [22, 23]]
 
 
 def test_rows_of_ranks_that_have_different_numbers_of_them(tmp_path: Path) -> None:
-    call = [sys.executable, "-W", "error::UserWarning", "-c", GATHER]
-    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([*call, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, env=environment) for rank in range(3)]
-    for process in ranks:
-        assert process.communicate(timeout=120)[1] == b""
-        assert process.returncode == 0
+    alone = torch.ones(2, 3, requires_grad=True)
+    assert rows_of_all_ranks(alone).equal(alone) and not rows_of_all_ranks(alone).requires_grad
+    assert on_ranks(__file__, "gather", tmp_path, 3).strip() == ""

@@ -1,9 +1,6 @@
 import functools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import Mock, patch
 
@@ -12,6 +9,7 @@ import pytest
 import pytorch_msssim
 import scipy.linalg
 import torch
+from processes import on_ranks
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
@@ -377,25 +375,16 @@ def measure(parts):
     return metrics.compute(), metrics.protocol()
 
 
-def one_of_two(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def one_of_two(folder, rank, ranks):
     inception.inception_features = cheap_features
     Path(folder, f"{rank}.json").write_text(json.dumps(measure([[(0, 3)], [(3, 4), (4, 5)]][rank])))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow  # tests/test_distributed.py evaluates on two ranks too
 def test_two_processes_with_uneven_batches_give_what_one_gives(tmp_path, cheap_rfid):
-    environment = {**os.environ, "PYTHONPATH": str(Path(frechet.__file__).parents[2])}
-    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
+    on_ranks(__file__, "one_of_two", tmp_path, 2)
     expected, protocol = measure([(0, 5)])
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
     for rank in range(2):
         result, said = json.loads((tmp_path / f"{rank}.json").read_text())
         assert result == pytest.approx(expected, rel=1e-5)
         assert said == protocol
-
-
-if __name__ == "__main__":  # a process of the test above
-    one_of_two(int(sys.argv[1]), sys.argv[2])

@@ -1,9 +1,6 @@
 """A training resumed in mid-epoch with other batches or ranks shows each picture once; a rank with nothing to evaluate stops none."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import CONFIGS, small_training
-from torch import Tensor, distributed
+from processes import on_ranks
+from small import small_training
+from torch import Tensor
 
 from gq_lightning.callbacks import ExactResume
 from gq_lightning.data import ImageFolder
@@ -72,6 +70,10 @@ def train(
     return dict(model.shown)
 
 
+def go_on(root: Path, rank: int, ranks: int, batch_size: int, steps: int) -> None:
+    train(root, batch_size, steps, rank, ranks)
+
+
 def evaluate(root: Path, rank: int, ranks: int) -> None:
     data = ImageFolder(str(root / "train"), str(root / "val"), image_size=32, batch_size=2, workers=0, skip_broken=True)
     trainer = pl.Trainer(accelerator="cpu", devices=ranks, strategy="ddp", default_root_dir=root, **QUIET)
@@ -82,21 +84,8 @@ def evaluate(root: Path, rank: int, ranks: int) -> None:
     (root / f"{rank}.json").write_text(json.dumps(said))
 
 
-def in_two_ranks(root: Path, *arguments: object) -> list[Any]:
-    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
-    environment.pop("PL_GLOBAL_SEED", None)
-    (root / "store").unlink(missing_ok=True)
-    ranks = []
-    for rank in range(2):
-        call = [sys.executable, "-W", "ignore", __file__, str(root), str(rank), *map(str, arguments)]
-        settings = {"env": {**environment, "LOCAL_RANK": str(rank)}, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        ranks.append(subprocess.Popen(call, **settings))  # type: ignore[call-overload]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(error[-3000:] for error in errors)
+def in_two_ranks(root: Path, function: str, *arguments: object) -> list[Any]:
+    on_ranks(__file__, function, root, 2, *arguments)
     return [json.loads((root / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -112,7 +101,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_one_rank_then_two_then_one_of_other_batches(root: Path) -> None:
     first = train(root, 8, 2, resume=False)
-    second = [shown["0"] for shown in in_two_ranks(root, "train", 4, 4)]
+    second = [shown["0"] for shown in in_two_ranks(root, "go_on", 4, 4)]
     third = train(root, 3, 4 + 5 + 16)
     assert [len(first[0]), *map(len, second), len(third[0]), len(third[1])] == [16, 8, 8, 15, 48]
     # one is left over at the end, as a part of a batch always is
@@ -149,15 +138,3 @@ def test_a_rank_with_nothing_to_evaluate(root: Path, broken: tuple[int, ...]) ->
         assert told == [2, 2]
     else:
         assert told[0] == told[1] and told[0].startswith("none of the evaluation set's pictures can be read")
-
-
-if __name__ == "__main__":
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    # Lightning takes over a process group that is there already; this one needs no port
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    if sys.argv[3] == "train":
-        train(folder, int(sys.argv[4]), int(sys.argv[5]), rank, 2)
-    else:
-        evaluate(folder, rank, 2)
-    distributed.destroy_process_group()

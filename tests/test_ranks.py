@@ -4,9 +4,6 @@ Ranks see the pictures and crops of the one process by themselves, see `data.ord
 purpose; here, and only here, all draw those of the global batch and take the rows of their own pictures.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import CONFIGS, small_training
-from torch import Tensor, distributed
+from processes import on_ranks
+from small import small_training
+from torch import Tensor
 
 from gq_lightning.callbacks import TDC, BrokenPictures, ExactResume
 from gq_lightning.data import ImageFolder
@@ -119,6 +117,10 @@ def train(name: str, pictures: Path, rank: int = 0, ranks: int = 1) -> dict[str,
     return {"state": training.state_dict(), "before": before, "after": after, "multipliers": history.multipliers}
 
 
+def train_all(folder: Path, rank: int, ranks: int) -> None:
+    torch.save({name: train(name, folder, rank, ranks) for name in SETTINGS}, folder / (f"{rank}.pt" if ranks > 1 else "alone.pt"))
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of the one process, and of each rank: by setting, the final state and the metrics before and after training."""
@@ -133,21 +135,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         (folder / "train" / f"{index}.png").write_bytes(b"no picture")
     for count in (1, RANKS):
         (folder / str(count)).mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
-    environment.pop("PL_GLOBAL_SEED", None)
     # the one process too is a process of its own: what other tests leave behind in this one is none of its matters
-    calls = [[sys.executable, "-W", "ignore", __file__, str(folder), str(rank), str(RANKS)] for rank in range(RANKS)]
-    calls.append([sys.executable, "-W", "ignore", __file__, str(folder), "0", "1"])
-    ranks = [
-        subprocess.Popen(call, env={**environment, "LOCAL_RANK": call[-2]}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for call in calls
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0] * (RANKS + 1), "\n".join(error[-3000:] for error in errors)
+    for count in (1, RANKS):
+        on_ranks(__file__, "train_all", folder, count)
     for count in (1, RANKS):
         report = (folder / str(count) / "broken_pictures.txt").read_text()
         assert report == "".join(f"training folder: {index}.png\n" for index in BROKEN)
@@ -196,14 +186,3 @@ def test_every_picture_is_measured_once(name: str, results: list[dict[str, Any]]
     assert alone["before"]["val/images"] == 5
     for when in ("before", "after"):
         assert rank[when] == pytest.approx(alone[when], rel=1e-6, abs=1e-6)
-
-
-if __name__ == "__main__":
-    root, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    torch.set_num_threads(1)
-    if ranks > 1:
-        # Lightning takes over a process group that is there already; this one needs no port
-        distributed.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=ranks)
-    torch.save({name: train(name, root, rank, ranks) for name in SETTINGS}, root / (f"{rank}.pt" if ranks > 1 else "alone.pt"))
-    if ranks > 1:
-        distributed.destroy_process_group()

@@ -1,14 +1,14 @@
 import itertools
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import on_ranks
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gq_lightning import UserError
 from gq_lightning.quantizers.base import Quantizer
@@ -121,41 +121,28 @@ def test_entropies_have_shapes_on_the_meta_device() -> None:
     assert [value.shape for value in entropies(torch.empty(5, 2, 8, device="meta"))] == [torch.Size([])] * 2
 
 
-RANKS = """
-import sys
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from gq_lightning.quantizers.bsq import BinarySphericalQuantizer
-from gq_lightning.quantizers.lfq import LookupFreeQuantizer
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-
 class Encoder(nn.Module):
-    def __init__(self, linear, quantizer):
+    def __init__(self, linear: nn.Linear, quantizer: Quantizer) -> None:
         super().__init__()
         self.linear, self.quantizer = linear, quantizer
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.quantizer(self.linear(x)).penalty
 
-gradients = {}
-for name, quantizer in torch.load(f"{folder}/quantizers.pt", weights_only=False).items():
-    data = torch.load(f"{folder}/{name}.pt", weights_only=True)
-    linear = nn.Linear(*reversed(data["weight"].shape))
-    linear.load_state_dict({"weight": data["weight"], "bias": data["bias"]})
-    model = DistributedDataParallel(Encoder(linear, quantizer))
-    if rank == 0:
-        with torch.no_grad():
-            model.module(data["x"])  # one rank may have a batch more to evaluate
-    model(data["x"].chunk(2)[rank]).backward()
-    gradients[name] = (linear.weight.grad, linear.bias.grad)
-torch.save(gradients, f"{folder}/gradients{rank}.pt")
-dist.destroy_process_group()
-"""
+
+def gradients(folder: Path, rank: int, ranks: int) -> None:
+    found = {}
+    for name, quantizer in torch.load(folder / "quantizers.pt", weights_only=False).items():
+        data = torch.load(folder / f"{name}.pt", weights_only=True)
+        linear = nn.Linear(*reversed(data["weight"].shape))
+        linear.load_state_dict({"weight": data["weight"], "bias": data["bias"]})
+        model = DistributedDataParallel(Encoder(linear, quantizer))
+        if rank == 0:
+            with torch.no_grad():
+                model.module(data["x"])  # one rank may have a batch more to evaluate
+        model(data["x"].chunk(ranks)[rank]).backward()
+        found[name] = (linear.weight.grad, linear.bias.grad)
+    torch.save(found, folder / f"gradients{rank}.pt")
 
 
 def gradient(quantizer: Quantizer, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -181,21 +168,9 @@ def test_two_ranks_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
         halves = [gradient(quantizer, part, weight, bias) for part in x.chunk(2)]
         alone[name] = [(first + second) / 2 for first, second in zip(*halves, strict=True)]
     torch.save(quantizers, tmp_path / "quantizers.pt")
-    (tmp_path / "run.py").write_text(RANKS)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([sys.executable, tmp_path / "run.py", str(rank), tmp_path], stderr=subprocess.PIPE, text=True, env=environment)
-        for rank in (0, 1)
-    ]
-    try:
-        for process in ranks:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in ranks:
-            process.kill()
+    on_ranks(__file__, "gradients", tmp_path, 2)
     for rank in (0, 1):
-        for name, gradients in torch.load(tmp_path / f"gradients{rank}.pt", weights_only=True).items():
-            for found, one, local in zip(gradients, wanted[name], alone[name], strict=True):
+        for name, both in torch.load(tmp_path / f"gradients{rank}.pt", weights_only=True).items():
+            for found, one, local in zip(both, wanted[name], alone[name], strict=True):
                 torch.testing.assert_close(found, one, atol=1e-4, rtol=1e-4)
                 assert (one - local).abs().max() > 0.01 * one.abs().max(), "without the reduction it would be another gradient"

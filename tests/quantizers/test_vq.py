@@ -1,10 +1,9 @@
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import on_ranks
 from scipy.cluster.vq import kmeans2
 from vector_quantize_pytorch import VectorQuantize
 
@@ -291,20 +290,12 @@ def train(share: slice) -> dict[str, dict[str, torch.Tensor]]:
     return states
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(train(SHARES[rank]), f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+def work(folder: Path, rank: int, ranks: int) -> None:
+    torch.save(train(SHARES[rank]), folder / f"rank{rank}.pt")
 
 
 def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path: Path) -> None:
-    code = f"import runpy; runpy.run_path({__file__!r})['work'](int(__import__('sys').argv[1]), {str(tmp_path)!r})"
-    root = Path(__file__).parents[2]
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(rank)], cwd=root, stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors[-3000:]
+    on_ranks(__file__, "work", tmp_path, 2)
     whole = train(slice(0, IMAGES))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for case, state in whole.items():
