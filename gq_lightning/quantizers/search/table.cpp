@@ -43,6 +43,7 @@ uint64_t within(Bytes bound, Bytes limit) { return within(bound.low, limit.low) 
 
 constexpr int64_t LANES = 64;       // codewords per vector of bytes
 constexpr int64_t TILE = 1024;      // codewords whose bins stay in the L1 cache while the tokens of a batch pass
+constexpr int64_t FIRST_TILE = 128; // tiles grow from this: a search knows little at first, and would leave half of all that it scores there
 constexpr int64_t BATCH = 32;       // tokens whose tables stay in the L2 cache
 constexpr double STEPS = 250.0;     // of the byte scale, up to the loss to beat when the table was made
 constexpr int64_t FIRST_GUESS = 32; // codewords scored to start with, or k if that is more
@@ -89,27 +90,31 @@ double score(const double* codeword, const Token& token, double prior_weight, in
 // the least loss in each bin against the best bin of its dimension: (m, 16)
 void losses(const Codebook& book, Token& token, double prior_weight, double* loss) {
     double magnitude = 0;
-    for (int64_t d = 0; d < book.m; d++) {
+    for (int64_t d = 0; d < book.m; d++, loss += BINS) {
         const double mean = token.mean[d], precision = token.precision[d], curve = precision - prior_weight;
-        const double vertex = curve > 0 ? mean * precision / curve : INFINITY;
-        const auto value = [&](double c) {
-            const double prior = prior_weight * c * c, fit = (c - mean) * (c - mean) * precision;
-            magnitude = std::max(magnitude, prior + fit);
-            return prior - fit;
-        };
-        double best = -INFINITY;
+        const double *low = book.low + d * BINS, *high = book.high + d * BINS;
+        const auto value = [=](double c) { return prior_weight * (c * c) - (c - mean) * (c - mean) * precision; };
+        const double vertex = curve > 0 ? mean * precision / curve : INFINITY, summit = curve > 0 ? value(vertex) : -INFINITY;
+        double most[BINS];
         for (int64_t b = 0; b < BINS; b++) {
-            const double low = book.low[d * BINS + b], high = book.high[d * BINS + b];
-            double most = -INFINITY;
-            if (low <= high) {
-                most = std::max(value(low), value(high));
-                if (vertex > low && vertex < high) most = std::max(most, value(vertex));
-            }
-            loss[d * BINS + b] = most;
-            best = std::max(best, most);
+            const double ends = std::max(value(low[b]), value(high[b]));
+            most[b] = low[b] <= high[b] ? vertex > low[b] && vertex < high[b] ? std::max(ends, summit) : ends : -INFINITY;
         }
-        for (int64_t b = 0; b < BINS; b++) loss[d * BINS + b] = best - loss[d * BINS + b];
+        double greatest[BINS / 2];
+        for (int64_t b = 0; b < BINS / 2; b++) greatest[b] = std::max(most[b], most[b + BINS / 2]);
+        for (int64_t half = BINS / 4; half > 0; half /= 2)
+            for (int64_t b = 0; b < half; b++) greatest[b] = std::max(greatest[b], greatest[b + half]);
+        const double best = greatest[0];
+        for (int64_t b = 0; b < BINS; b++) loss[b] = best - most[b];
         token.top += best;
+        // both terms are largest at the ends
+        int64_t first = 0, last = BINS - 1;
+        while (low[first] > high[first]) first++;
+        while (low[last] > high[last]) last--;
+        const double smallest = low[first], largest = high[last];
+        const double prior = prior_weight * std::max(smallest * smallest, largest * largest);
+        const double fit = precision * std::max((smallest - mean) * (smallest - mean), (largest - mean) * (largest - mean));
+        magnitude = std::max(magnitude, prior + fit);
     }
     token.slack = 1e-14 * magnitude * double(book.m + 4);  // some 90 roundings of each term
 }
@@ -179,12 +184,12 @@ void search(const Codebook& book, const double* mean, const double* precision, d
                 token.insert(score(book.codewords + index * m, token, prior_weight, m), index, k);
             scale(book, token, loss.data() + i * m * BINS, table.data() + i * m * BINS);
         }
-        for (int64_t tile = 0; tile < book.padded; tile += TILE) {
+        for (int64_t tile = 0, width = FIRST_TILE; tile < book.padded; tile += width, width = std::min(TILE, 2 * width)) {
             for (int64_t i = 0; i < count; i++) {
                 Token& token = batch[i];
                 // a better codeword has made half of the scale useless
                 if (token.limit < STEPS / 2) scale(book, token, loss.data() + i * m * BINS, table.data() + i * m * BINS);
-                counts[i] = scan<M>(book, token, table.data() + i * m * BINS, tile, std::min(book.padded, tile + TILE), left.data() + i * TILE);
+                counts[i] = scan<M>(book, token, table.data() + i * m * BINS, tile, std::min(book.padded, tile + width), left.data() + i * TILE);
             }
             for (int64_t i = 0; i < count; i++)
                 settle<M>(book, batch[i], prior_weight, k, known, tile, left.data() + i * TILE, counts[i]);
