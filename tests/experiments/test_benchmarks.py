@@ -62,7 +62,7 @@ def test_the_loader_is_compared_with_its_decoder(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(loader, "WORKERS", (0,))
     assert loader.write_photographs(tmp_path, 16) > 16 * 20_000
     rates = loader.measure(tmp_path, 16, 1)
-    assert rates.keys() == {"decode", "half", "torchvision", "picture", "item", "fast", "shards", "workers 0"}
+    assert rates.keys() == {"decode", "half", "torchvision", "picture", "resize", "resize, torch", "item", "fast", "shards", "workers 0"}
     assert min(rates["half"]["median"], rates["decode"]["median"]) > rates["item"]["median"] > 1
 
 
