@@ -114,9 +114,9 @@ def test_training_crops_have_the_shape_and_keep_proportions(cut: Cut) -> None:
         assert crop.shape == (3, 16, 48)
         assert crop.dtype == torch.uint8
     torch.manual_seed(0)
-    windows = [TrainingCrop((16, 48), "resized")._window.get_params(picture(300, 300), (0.2, 0.4), (9 / 4, 4)) for _ in range(50)]
+    windows = [TrainingCrop((16, 48), "resized").window.get_params(picture(300, 300), (0.2, 0.4), (9 / 4, 4)) for _ in range(50)]
     assert all(9 / 4 - 0.2 < width / height < 4 + 0.2 for _, _, height, width in windows)
-    assert TrainingCrop((16, 48), "resized")._window.ratio == (9 / 4, 4)
+    assert TrainingCrop((16, 48), "resized").window.ratio == (9 / 4, 4)
 
 
 def test_photographs_are_cut_to_any_shape() -> None:
