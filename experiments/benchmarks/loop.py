@@ -32,6 +32,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from loader import write_photographs
 from machine import machine, write_ratios
+from step import CONFIGS, ROOT, Done
 from torch import Tensor
 
 from gq_lightning.cli.memory import keep_freed_memory
@@ -39,24 +40,21 @@ from gq_lightning.cli.training import CommandLine
 from gq_lightning.training.optimization import adamw
 from gq_lightning.weights import lpips
 
-ROOT = Path(__file__).resolve().parents[2]
-DEMO = ["configs/demo.yaml", "configs/quantizer/gq.yaml"]
-PAPER = ["configs/base.yaml", "configs/scale/paper.yaml"]
 TINY = (
     "--model.backbone.init_args.width 32 --model.backbone.init_args.layers 1 --data.init_args.image_size 32 --data.init_args.batch_size 2"
 )
 BF16, COMPILED = "--trainer.precision bf16-mixed", "--acceleration.compile true"
 # configs, options, and steps of a block
 CASES: dict[str, tuple[list[str], str, int]] = {
-    "tiny": (DEMO, f"{TINY} --model.loss.lpips_weight 0", 40),
+    "tiny": (CONFIGS["demo", "vit"], f"{TINY} --model.loss.lpips_weight 0", 40),
     **{
-        f"demo {backbone}{', ' * bool(name)}{name}": (DEMO + more, options, 10)
-        for backbone, more in (("vit", []), ("unet", ["configs/demo_unet.yaml"]))
+        f"demo {backbone}{', ' * bool(name)}{name}": (CONFIGS["demo", backbone], options, 10)
+        for backbone in ("vit", "unet")
         for name, options in (("", ""), ("bf16", BF16), ("compiled", COMPILED))
     },
     **{
         f"paper {backbone}, {batch} of {size}": (
-            [*PAPER, f"configs/backbone/{backbone}.yaml"],
+            CONFIGS["paper", backbone],
             f"--data.init_args.image_size {size} --data.init_args.batch_size {batch} --model.adversary null --data.init_args.workers 0",
             steps,
         )
@@ -76,10 +74,6 @@ KINDS = {
 WANTED = {"overhead of tiny, ms": 2.0} | {
     f"{case}: fit / plain": 0.95 for case in CASES if case in ("demo vit", "demo unet") or case.startswith("paper")
 }
-
-
-class Done(Exception):
-    """Enough blocks: what a fit does at its end is no part of a step."""
 
 
 class Turns(Callback):
@@ -165,7 +159,7 @@ def endless(loader: Any) -> Iterator[Tensor]:
         yield from loader
 
 
-def measure(case: str, blocks: int) -> dict[str, dict[str, float]]:
+def measure(case: str, blocks: int) -> dict[str, Any]:
     """Milliseconds of a step, by form, and shares of the loop's, in this process."""
     warnings.simplefilter("ignore")
     keep_freed_memory()
@@ -187,10 +181,10 @@ def measure(case: str, blocks: int) -> dict[str, dict[str, float]]:
         with contextlib.suppress(Done):
             cli.trainer.fit(cli.model, cli.datamodule)
         milliseconds = {name: round(1000 * seconds, 3) for name, seconds in turns.medians().items()}
-        return {"milliseconds": milliseconds, "shares": shares(forms["loop"], min(steps, 5))}
+        return {"machine": machine(), "milliseconds": milliseconds, "shares": shares(forms["loop"], min(steps, 5))}
 
 
-def ratios(measured: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+def ratios(measured: dict[str, dict[str, Any]]) -> dict[str, float]:
     found = {}
     for case, of_case in measured.items():
         taken = of_case["milliseconds"]
@@ -220,7 +214,7 @@ def main() -> None:
             raise SystemExit(f"{case}: exit status {done.returncode}\n{done.stderr[-3000:]}")
         measured[case] = json.loads(done.stdout.splitlines()[-1])
         print(case, measured[case]["milliseconds"], file=sys.stderr)
-    write_ratios({"machine": machine(), "cases": measured}, options.out, ratios(measured), WANTED)
+    write_ratios({"cases": measured}, options.out, ratios(measured), WANTED)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ The command line adds it for every Gaussian quantizer. Without it, or with `tdc_
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,9 +62,9 @@ class TDC(Callback):
             log_for_charts(trainer, band | logarithms, last_step(trainer))
 
 
-def _merged(parts: Sequence[Tensor]) -> Tensor:
+def _merged(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """Minimum, maximum, sum and number of the tokens of all parts, each four such numbers."""
     if len(parts) == 1:
         return parts[0]
-    every = torch.stack(tuple(parts))
+    every = torch.stack(parts)
     return torch.stack([every[:, 0].amin(), every[:, 1].amax(), every[:, 2].sum(), every[:, 3].sum()])

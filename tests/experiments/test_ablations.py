@@ -131,12 +131,3 @@ def test_colours_and_markers_suffice(tmp_path: Path) -> None:
 def test_what_is_not_finished_is_left_out(tmp_path: Path) -> None:
     assert ablations.main(["--results", str(tmp_path)]) == 0
     assert (tmp_path / "ablations/ablations.md").read_text() == "<!-- python experiments/ablations.py -->\n"
-
-
-def test_a_plain_gaussian_vae_is_plain() -> None:
-    """Its config fixes the multipliers; no argument of its arms may set them free."""
-    spec = choose(SPEC, "train")
-    plain = [arm for arm in arms(spec, "runs") if arm.values["quantizer"] == "gaussian"]
-    assert len(plain) == 4 and all("tdc" not in arm.line for arm in plain)
-    constrained = [arm for arm in arms(spec, "runs") if arm.values["quantizer"] == "gq"]
-    assert constrained and all("tdc_variant" in arm.line for arm in constrained)
